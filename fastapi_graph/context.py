@@ -1,0 +1,95 @@
+"""What user code runs in: tasks, and the call that the current context is part of."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+__all__ = [
+    "Call",
+    "Emit",
+    "add_note",
+    "current_call",
+    "current_deadline",
+    "eager_task",
+    "user_code",
+]
+
+Emit = Callable[[Any], Coroutine[Any, Any, None]]
+"""Takes the next item of a stream, and returns when its reader wants another."""
+
+
+class Call:
+    """One call of user code, and the calls it has started through handles."""
+
+    _nested: set[asyncio.Task[Any]] | None = None
+
+    def started(self, nested: asyncio.Task[Any], pending: set[asyncio.Task[Any]]) -> None:
+        """Note a nested call until it has finished, here and in `pending`."""
+        if self._nested is None:
+            self._nested = set()
+        here = self._nested
+        here.add(nested)
+        pending.add(nested)
+
+        def finished(task: asyncio.Task[Any]) -> None:  # one callback is cheaper than two
+            here.discard(task)
+            pending.discard(task)
+
+        nested.add_done_callback(finished)
+
+    def cancel_nested(self) -> None:
+        """Cancel the nested calls that have not finished: their caller was cancelled."""
+        for nested in tuple(self._nested or ()):
+            nested.cancel()
+
+
+current_call: ContextVar[Call | None] = ContextVar("fastapi_graph_call", default=None)
+
+current_deadline: ContextVar[float | None] = ContextVar("fastapi_graph_deadline", default=None)
+"""When the request has to be answered, by the clock of the event loop; None for whenever."""
+
+
+@contextlib.contextmanager
+def user_code() -> Iterator[Call]:
+    """Run the body as a call: what it starts through handles is nested in it."""
+    call = Call()
+    token = current_call.set(call)
+    try:
+        yield call
+    finally:
+        current_call.reset(token)
+
+
+if sys.version_info >= (3, 12):
+
+    def eager_task(
+        cls: type[asyncio.Task[Any]],
+        coroutine: Coroutine[Any, Any, Any],
+        loop: asyncio.AbstractEventLoop,
+        name: str,
+    ) -> asyncio.Task[Any]:
+        """Return a task of its own that has run up to its first suspension already."""
+        return cls(coroutine, loop=loop, name=name, eager_start=True)
+
+else:
+
+    def eager_task(
+        cls: type[asyncio.Task[Any]],
+        coroutine: Coroutine[Any, Any, Any],
+        loop: asyncio.AbstractEventLoop,
+        name: str,
+    ) -> asyncio.Task[Any]:
+        """Return a task of its own; eager starts exist from Python 3.12 on."""
+        return cls(coroutine, loop=loop, name=name)
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an exception of the user's, once, if it takes one."""
+    with contextlib.suppress(Exception):  # a frozen dataclass, for example, does not
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)

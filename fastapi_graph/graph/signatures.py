@@ -1,0 +1,305 @@
+"""What annotations and signatures say about a graph, used to find mistakes early.
+
+Only a definite mistake is an error. Whatever is missing, generic or cannot be evaluated
+counts as `Any` and passes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
+
+from pydantic import BaseModel
+
+from fastapi_graph.errors import GraphDefinitionError
+
+__all__ = [
+    "Access",
+    "Kind",
+    "access_type",
+    "check_arguments",
+    "check_fits",
+    "has_method",
+    "is_stream",
+    "kind_of",
+    "methods_of",
+    "parameter_type",
+    "return_type",
+    "signature_of",
+]
+
+
+Kind = Literal["async", "sync", "async stream", "sync stream"]
+
+
+class Access(NamedTuple):
+    """One step into a value: `[key]`, or `.key` where `attribute` is true."""
+
+    key: Any
+    attribute: bool
+
+    def __str__(self) -> str:
+        return f".{self.key}" if self.attribute else f"[{self.key!r}]"
+
+
+@functools.lru_cache(maxsize=4096)
+def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
+    """Return the signature with evaluated annotations where that is possible, else None."""
+    for eval_str in (True, False):
+        try:
+            return inspect.signature(function, eval_str=eval_str)
+        except TypeError:
+            return None
+        except Exception:  # annotations are user code: anything may go wrong in them
+            continue
+    return None
+
+
+def check_arguments(
+    label: str,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    where: str,
+    *,
+    method: bool = False,
+) -> None:
+    """Raise `GraphDefinitionError` if `function` cannot be called with these arguments.
+
+    Args:
+        label: What the message calls the function, for example `Model.forward`.
+        function: A function, or a class for its constructor.
+        args: Positional arguments, without `self`.
+        kwargs: Keyword arguments.
+        where: `file:line` of the bind.
+        method: Whether `function` is unbound and takes `self` first.
+    """
+    signature = signature_of(function)
+    if signature is None:
+        return
+    try:
+        signature.bind(*((None,) if method else ()), *args, **kwargs)
+    except TypeError as error:
+        skipped = 1 if method else 0
+        takes = _parameters(signature, skipped)
+        given = _count(len(args) + len(kwargs))
+        raise GraphDefinitionError(
+            f"{label} takes {takes}, bound with {given}: {error} (bound at {where})"
+        ) from None
+
+
+def _parameters(signature: inspect.Signature, skipped: int) -> str:
+    parameters = list(signature.parameters.values())[skipped:]
+    shown = ", ".join(str(p.replace(annotation=inspect.Parameter.empty)) for p in parameters)
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    if any(p.kind in variadic for p in parameters):
+        return f"({shown})"
+    return f"{_count(len(parameters))} ({shown})" if parameters else "no arguments"
+
+
+def _count(number: int) -> str:
+    return f"{number} argument{'' if number == 1 else 's'}"
+
+
+def has_method(cls: Any, name: str) -> bool:
+    """Say whether instances of a class have a method of this name."""
+    # Through the MRO: `getattr(cls, "__call__")` would find the metaclass's.
+    return any(name in base.__dict__ for base in cls.__mro__) and callable(getattr(cls, name))
+
+
+def methods_of(cls: Any) -> list[str]:
+    """Return the methods that may be called from outside: the public ones, and `__call__`."""
+    names = [name for name in dir(cls) if not name.startswith("_") and has_method(cls, name)]
+    return names + ["__call__"] * has_method(cls, "__call__")
+
+
+def kind_of(function: Callable[..., Any]) -> Kind:
+    """Say how a function, a method or a callable object runs."""
+    call = function
+    if not (inspect.isroutine(function) or inspect.isclass(function)):
+        call = getattr(inspect.unwrap(function), "__call__", function)  # noqa: B004
+    call = inspect.unwrap(call)
+    while isinstance(call, functools.partial):
+        call = call.func
+    if inspect.isasyncgenfunction(call):
+        return "async stream"
+    if inspect.isgeneratorfunction(call):
+        return "sync stream"
+    if inspect.iscoroutinefunction(call):
+        return "async"
+    return "sync"
+
+
+def is_stream(function: Callable[..., Any]) -> bool:
+    """Say whether calling `function` gives a generator, sync or async."""
+    return kind_of(function).endswith("stream")
+
+
+def return_type(function: Callable[..., Any]) -> Any:
+    """Return the annotated return type, or `Any`."""
+    signature = signature_of(function)
+    if signature is None or is_stream(function):
+        return Any
+    annotation = signature.return_annotation
+    if annotation is inspect.Signature.empty or isinstance(annotation, str):
+        return Any
+    return type(None) if annotation is None else annotation
+
+
+def parameter_type(
+    function: Callable[..., Any], argument: int | str, *, method: bool = False
+) -> tuple[str, Any]:
+    """Return name and annotated type of the parameter that an argument reaches.
+
+    Args:
+        function: A function, or a class for its constructor.
+        argument: The position, without `self`, or the keyword.
+        method: Whether `function` is unbound and takes `self` first.
+    """
+    signature = signature_of(function)
+    if signature is None:
+        return str(argument), Any
+    parameters = list(signature.parameters.values())[1 if method else 0 :]
+    found: inspect.Parameter | None = None
+    if isinstance(argument, str):
+        found = signature.parameters.get(argument)
+    elif argument < len(parameters):
+        found = parameters[argument]
+    if found is None or found.kind is found.VAR_POSITIONAL or found.kind is found.VAR_KEYWORD:
+        return str(argument), Any
+    annotation = found.annotation
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+        return found.name, Any
+    return found.name, annotation
+
+
+def check_fits(produced: Any, expected: Any, message: Callable[[str, str], str]) -> None:
+    """Raise `GraphDefinitionError` if a value of type `produced` cannot be `expected`.
+
+    Only two plain classes, of which neither is a subclass of the other, are a mismatch;
+    int counts as float and both as complex (PEP 484, "The numeric tower").
+    """
+    produced, expected = _plain(produced), _plain(expected)
+    if produced is None or expected is None:
+        return
+    if (produced, expected) in _NUMERIC_TOWER:
+        return
+    try:
+        if issubclass(produced, expected) or issubclass(expected, produced):
+            return
+    except TypeError:  # protocols with data members and the like: doubtful
+        return
+    raise GraphDefinitionError(message(_name(produced), _name(expected)))
+
+
+_NUMERIC_TOWER = {(int, float), (int, complex), (float, complex), (bool, float), (bool, complex)}
+
+
+def _plain(annotation: Any) -> type | None:
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) is not None or not isinstance(annotation, type):
+        return None
+    if (
+        annotation in (Any, object)
+        or is_typeddict(annotation)
+        or getattr(annotation, "_is_protocol", False)
+    ):
+        return None
+    return annotation
+
+
+def _name(annotation: Any) -> str:
+    return getattr(annotation, "__qualname__", None) or str(annotation)
+
+
+def access_type(source: Any, access: Access) -> Any:
+    """Return the type of `access` into a value of type `source`, `Any` if unknown.
+
+    Raises:
+        GraphDefinitionError: The type definitely has no such key or attribute. The message
+            is the reason only; the caller adds what was bound where.
+    """
+    if get_origin(source) is Annotated:
+        source = get_args(source)[0]
+    origin = type(None) if source is None else get_origin(source) or source
+    if origin in (Any, types.UnionType) or not isinstance(origin, type):
+        return Any
+    if access.attribute:
+        return _attribute_type(origin, access.key)
+    return _item_type(origin, get_args(source), access.key)
+
+
+def _attribute_type(cls: type, name: str) -> Any:
+    fields = _fields(cls)
+    if is_typeddict(cls) or issubclass(cls, Mapping):
+        closed = not hasattr(cls, name)
+        hint = f"; read a key with [{name!r}]"
+    else:
+        if issubclass(cls, BaseModel):
+            closed = cls.model_config.get("extra") != "allow"
+            dynamic = cls.__getattr__ is not BaseModel.__getattr__  # type: ignore[attr-defined]
+        else:
+            closed = dataclasses.is_dataclass(cls) or cls.__dictoffset__ == 0
+            dynamic = hasattr(cls, "__getattr__")
+        closed = closed and not dynamic and not hasattr(cls, name)
+        hint = f"; it has {', '.join(sorted(fields))}" if fields else ""
+        if name in fields:
+            return fields[name]
+    if not closed:
+        return Any
+    raise GraphDefinitionError(f"{_name(cls)} has no attribute {name!r}{hint}")
+
+
+def _item_type(cls: type, arguments: tuple[Any, ...], key: Any) -> Any:
+    if is_typeddict(cls):
+        fields = _fields(cls)
+        if key in fields:
+            return fields[key]
+        raise GraphDefinitionError(
+            f"{_name(cls)} has no key {key!r}; it has {', '.join(sorted(fields))}"
+        )
+    if not hasattr(cls, "__getitem__"):
+        hint = f"; read an attribute with .{key}" if isinstance(key, str) else ""
+        raise GraphDefinitionError(f"{_name(cls)} has no items, so no {key!r}{hint}")
+    if issubclass(cls, list | tuple | str | bytes) and not isinstance(key, int):
+        raise GraphDefinitionError(f"{_name(cls)} takes an integer index, not {key!r}")
+    if issubclass(cls, dict):
+        return arguments[1] if len(arguments) == 2 else Any
+    if issubclass(cls, list):
+        return arguments[0] if len(arguments) == 1 else Any
+    names = getattr(cls, "_fields", None)  # of a named tuple
+    if names and issubclass(cls, tuple):
+        arguments = tuple(_fields(cls).get(name, Any) for name in names)
+    if issubclass(cls, tuple) and arguments and Ellipsis not in arguments:
+        if not -len(arguments) <= key < len(arguments):
+            raise GraphDefinitionError(
+                f"index {key} is out of range: the tuple has {len(arguments)} items"
+            )
+        return arguments[key]
+    return Any
+
+
+@functools.lru_cache(maxsize=1024)
+def _fields(cls: type) -> dict[str, Any]:
+    """Return the annotated fields of a class; `Any` for what cannot be evaluated."""
+    if issubclass(cls, BaseModel):
+        return {key: info.annotation for key, info in cls.model_fields.items()}
+    try:
+        return get_type_hints(cls)
+    except Exception:  # annotations are user code: anything may go wrong in them
+        names = [name for base in cls.__mro__ for name in inspect.get_annotations(base)]
+        return dict.fromkeys(names, Any)

@@ -1,0 +1,216 @@
+"""`graph_router`: a graph as an `APIRouter`, to include in the app you already have."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends
+from pydantic import BaseModel, ImportString, TypeAdapter, ValidationError
+
+from fastapi_graph.application import Graph
+from fastapi_graph.driver import Ingress
+from fastapi_graph.endpoint import GraphEndpoint, GraphRoute, adapter_of
+from fastapi_graph.errors import GraphDefinitionError
+from fastapi_graph.graph import signatures
+from fastapi_graph.graph.nodes import ClassNode, Node
+from fastapi_graph.graph.plan import DeploymentSpec, Plan
+from fastapi_graph.http_adapters import AnyJson, json_request, starlette_request
+from fastapi_graph.settings import GraphSettings
+
+__all__ = ["graph_router"]
+
+
+def graph_router(
+    dag_or_graph: Any,
+    *,
+    http_adapter: Any = json_request,
+    settings: GraphSettings | None = None,
+    lifespan: Any = None,
+    **router_options: Any,
+) -> APIRouter:
+    """Return a router that answers HTTP requests with a graph.
+
+    ```
+    app.include_router(graph_router(dag), prefix="/my-dag")
+    ```
+
+    It answers POST at the include prefix itself, with and without a trailing slash; a driver
+    answers GET and POST; a dict of routes answers at each of them. The graph starts and stops
+    with the app. Dependencies of the router and of `include_router` always run.
+
+    Args:
+        dag_or_graph: A bound node, a dict of routes, a `DAGDriver`, a driver of your own, or a
+            `Graph`.
+        http_adapter: How a request becomes the graph's input: any FastAPI dependency, a
+            pydantic class for the body, or an import string of one of them. Its value is
+            checked against a declared input type. An adapter bound to a `DAGDriver` is used
+            unless one other than `json_request` is given here.
+        settings: How to run the graph; by default read from the environment. A `Graph` has
+            its own.
+        lifespan: A lifespan of your own; it is entered before the graph starts.
+        **router_options: Every other keyword of `fastapi.APIRouter`.
+
+    Raises:
+        GraphDefinitionError: The graph is wrong, or cannot be served over HTTP.
+        SettingsError: A setting cannot work.
+    """
+    if isinstance(dag_or_graph, Graph):
+        graph = dag_or_graph
+        if settings is not None:
+            raise GraphDefinitionError(
+                f"graph {graph.name!r} has settings already: pass them to Graph(...) only"
+            )
+    else:
+        graph = Graph(dag_or_graph, settings=settings)
+    ingress = graph.ingress
+    if http_adapter is json_request and ingress.http_adapter is not None:
+        http_adapter = ingress.http_adapter
+    if ingress.takes_request:
+        if http_adapter is not json_request:
+            raise GraphDefinitionError(
+                f"{ingress.root._label()} takes the request itself, so an http_adapter would never "
+                f"be used (bound at {ingress.root._where})"
+            )
+        http_adapter = starlette_request
+    router_options.setdefault("max_body_size", graph.settings.max_body_size)
+    router = APIRouter(lifespan=_lifespan(graph, lifespan), **router_options)
+    for path, node in ingress.routes.items():
+        endpoint = _endpoint(graph, ingress, node, _load(http_adapter))
+        _add_route(router, path, endpoint, ["GET", "POST"] if ingress.is_driver else ["POST"])
+    return router
+
+
+class _RootPath(str):
+    """The path of a router's root: nothing behind a prefix, and `/` without one.
+
+    FastAPI refuses a route with an empty path in a router that is included without a prefix,
+    and a route at `/` answers `/prefix/` but not `/prefix`. Only when the prefix is put
+    before the path is it known which of them is right.
+    """
+
+    __slots__ = ()
+
+    def __radd__(self, prefix: str) -> str:
+        return prefix or self
+
+
+def _add_route(router: APIRouter, path: str, endpoint: GraphEndpoint, methods: list[str]) -> None:
+    # The routes that answer stay out of the schema, and the one in the schema, which is never
+    # reached, shows FastAPI's own documentation of the same endpoint. So the answering route
+    # can note how it is included without a say in how operation ids are made.
+    answers: dict[str, Any] = {"methods": methods, "include_in_schema": False}
+    if router.route_class is APIRouter().route_class:
+        answers["route_class_override"] = GraphRoute
+        answers["generate_unique_id_function"] = endpoint.notice
+    root = path == "/"
+    shown = _RootPath("/") if root else path
+    router.add_api_route(shown, endpoint, **answers)
+    router.add_api_route("/" if root else f"{path}/", endpoint, **answers)
+    for method in methods:
+        # FastAPI takes one operation id per route: with two methods each needs its own.
+        name = endpoint.__name__ + ("_get" if method == "GET" else "")
+        router.add_api_route(shown, endpoint, methods=[method], name=name)
+
+
+def _lifespan(graph: Graph, users: Any) -> Callable[[Any], Any]:
+    if users is None:
+        return graph.lifespan
+    entered = APIRouter(lifespan=users).lifespan_context  # of whatever kind it is
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[dict[str, Any]]:
+        async with entered(app) as state, graph.lifespan(app) as own:
+            yield {**own, **(state or {})}
+
+    return lifespan
+
+
+def _load(adapter: Any) -> Any:
+    if not isinstance(adapter, str):
+        return adapter
+    try:
+        return TypeAdapter(ImportString).validate_python(adapter)
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"]
+        raise GraphDefinitionError(f"http_adapter {adapter!r}: {reason}") from error
+
+
+def _endpoint(graph: Graph, ingress: Ingress, node: Node, adapter: Any) -> GraphEndpoint:
+    root = graph.built.roots[node]
+    if isinstance(root, Plan):
+        takes, input_type = root.takes_input, root.input_type
+        streams, result_type, label = root.streams, root.output_type, root.label
+        doc = None
+        if not root.output.path:
+            step = root.steps[-1]
+            doc = inspect.getdoc(graph.built.deployments[step.deployment].method(step.method))
+    else:
+        spec = graph.built.deployment_of(root.deployment)
+        if isinstance(node, ClassNode) and not node._has("__call__"):
+            raise GraphDefinitionError(
+                f"{spec.name} (bound at {spec.where}) is an instance without __call__, so it does "
+                f"not answer requests: bind one of its methods, {spec.name}.method.bind(...)"
+            )
+        takes, input_type = _parameter(spec)
+        function = spec.method("__call__")
+        streams, label = signatures.is_stream(function), spec.name
+        result_type, doc = signatures.return_type(function), inspect.getdoc(function)
+    if streams:
+        raise GraphDefinitionError(
+            f"{label} (bound at {node._where}) is a generator: a stream cannot be the answer "
+            "to an HTTP request yet; call it through a handle, or return a list"
+        )
+    where: dict[str, Any] = {"label": label, "result_type": result_type, "doc": doc}
+    if not ingress.takes_request:
+        where |= _input(takes, input_type, adapter, label)
+    else:
+        where |= {"parameter": Annotated[Any, Depends(adapter)]}
+    return GraphEndpoint(graph, graph.callee_of(node), **where)
+
+
+def _input(takes: bool, input_type: Any, adapter: Any, label: str) -> dict[str, Any]:
+    """Return how a route gets the graph's input, as arguments of `GraphEndpoint`."""
+    if adapter is json_request:
+        if not takes:
+            return {}
+        body = AnyJson if input_type is Any else input_type
+        try:
+            TypeAdapter(body)
+        except Exception as error:  # pydantic raises several kinds for what it cannot describe
+            raise GraphDefinitionError(
+                f"{label}: the declared input type {input_type!r} cannot be read from JSON; "
+                "declare a type that pydantic knows, or pass an http_adapter"
+            ) from error
+        return {"parameter": Annotated[body, Body()], "body": input_type}
+    if inspect.isclass(adapter) and issubclass(adapter, BaseModel):
+        parameter: Any = Annotated[adapter, Body()]
+    elif callable(adapter):
+        parameter = Annotated[Any, Depends(adapter)]
+    else:
+        raise GraphDefinitionError(
+            f"{label}: http_adapter {adapter!r} is neither a callable, a pydantic class nor an "
+            "import string"
+        )
+    return {"parameter": parameter, "check": adapter_of(input_type)}
+
+
+def _parameter(spec: DeploymentSpec) -> tuple[bool, Any]:
+    """Return whether a deployment that is served as it is takes a value, and of which type."""
+    function = spec.method("__call__")
+    signature = signatures.signature_of(function)
+    if signature is None:
+        return True, Any
+    parameters = list(signature.parameters.values())[1 if spec.is_class else 0 :]
+    signatures.check_arguments(
+        f"{spec.name}, served with one value,",
+        function,
+        (None,) if parameters else (),
+        {},
+        spec.where,
+        method=spec.is_class,
+    )
+    _, declared = signatures.parameter_type(function, 0, method=spec.is_class)
+    return bool(parameters), declared if adapter_of(declared) is not None else Any
