@@ -1,0 +1,450 @@
+"""The client side: calls one deployment, whichever of its replicas is the least busy.
+
+A call takes a slot of a replica: of two replicas chosen at random, the one with fewer calls in
+flight, up to `max_ongoing_requests` of each. Where there is no slot it waits in a queue, first
+in, first out, of `max_queued_requests`. A call whose connection is lost before it was answered
+goes to another replica, `max_retries` times at most if the lost one may have begun it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from fastapi_graph.context import Emit, current_deadline
+from fastapi_graph.dataplane import codec
+from fastapi_graph.dataplane.codec import Payload
+from fastapi_graph.dataplane.frames import (
+    BUFFERS,
+    KEEP,
+    KEPT,
+    STREAM,
+    WITH_KEPT,
+    CallHead,
+    Kind,
+    Load,
+    Message,
+    Part,
+    join_payload,
+    pack_number,
+    split_payload,
+    unpack_number,
+)
+from fastapi_graph.dataplane.peer import Elsewhere, Lost, Peer
+from fastapi_graph.dataplane.tracing import current_trace
+from fastapi_graph.dataplane.values import LARGE, Exchange, Kept, KeptLost
+from fastapi_graph.errors import BackPressureError, NoReplicaError, ReplicaLostError
+from fastapi_graph.graph.plan import Interface
+from fastapi_graph.replica import Replica
+
+__all__ = ["DeploymentClient"]
+
+logger = logging.getLogger("fastapi_graph")
+
+_KEPT_CLASS = Kept.__module__.encode()
+"""What the pickle of a `Kept` has in it."""
+
+
+class DeploymentClient:
+    """Calls one deployment. It belongs to one event loop.
+
+    Args:
+        interface: What is known of the deployment.
+        replica_wait_s: Seconds for which a call waits while there is no replica at all.
+        suspect: Told the id of a replica whose connection was lost.
+        exchange: Moves large values; None: they travel like small ones.
+    """
+
+    local: Replica | None = None  # its replicas are elsewhere
+
+    def __init__(
+        self,
+        interface: Interface,
+        *,
+        replica_wait_s: float,
+        suspect: Callable[[str], None],
+        exchange: Exchange | None = None,
+    ) -> None:
+        self.keeps = exchange is not None
+        self._exchange = exchange
+        self.name = interface.name
+        self.where = interface.where
+        self.ongoing = 0
+        self._limit = interface.options.max_ongoing_requests
+        self._max_queued = interface.options.max_queued_requests
+        self.max_retries = interface.options.max_retries
+        self._replica_wait_s = replica_wait_s
+        self._suspect = suspect
+        self._peers: dict[str, Peer] = {}
+        self._usable: list[Peer] = []
+        self._none_since: float | None = None
+        self._queue: deque[asyncio.Future[Peer]] = deque()
+        self._heads: dict[str, bytes] = {}
+        self._argument = f"{self.name} (bound at {self.where}): an argument"
+        self._a_result = f"{self.name} (bound at {self.where}): the result"
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is a replica to call."""
+        return bool(self._usable)
+
+    @property
+    def queued(self) -> int:
+        """How many calls of this process wait for a slot."""
+        return len(self._queue)
+
+    @property
+    def load(self) -> Load:
+        """How busy its replicas are, as they said last, and with what waits here."""
+        loads = [peer.load for peer in self._peers.values()]
+        ongoing = sum(load.ongoing for load in loads)
+        return Load(max(self.ongoing, ongoing), self.queued + sum(load.queued for load in loads))
+
+    # Replicas
+
+    @property
+    def replica_ids(self) -> frozenset[str]:
+        """The replicas that it knows."""
+        return frozenset(self._peers)
+
+    def add(self, peer: Peer) -> None:
+        """Use this replica from now on."""
+        self._peers[peer.replica_id] = peer
+
+    async def remove(self, replica_ids: Iterable[str], *, drain: bool = False) -> None:
+        """Use these replicas no more.
+
+        Args:
+            replica_ids: Their ids.
+            drain: Let them answer the calls that they have.
+        """
+        found = [self._peers.pop(replica_id, None) for replica_id in tuple(replica_ids)]
+        peers = [peer for peer in found if peer is not None]
+        self._update()
+        try:
+            if drain:
+                await asyncio.gather(*(peer.drain() for peer in peers))
+        finally:
+            for peer in peers:
+                peer.close_soon()  # all of them, also if this is cancelled
+            for peer in peers:
+                await peer.close()
+
+    def peer_changed(self, peer: Peer) -> None:
+        """Note that a replica can be used now, or cannot any more."""
+        self._update()
+        self._pass_on(peer)
+
+    def peer_lost(self, peer: Peer) -> None:
+        """Note that a replica may be dead."""
+        self._update()
+        if peer.replica_id in self._peers:
+            self._suspect(peer.replica_id)
+
+    def _update(self) -> None:
+        self._usable = [peer for peer in self._peers.values() if peer.usable]
+        if self._usable:
+            self._none_since = None
+        elif self._none_since is None:
+            self._none_since = asyncio.get_running_loop().time()
+
+    # Slots
+
+    def _choose(self) -> Peer | None:
+        """Return a replica with a free slot, or None."""
+        usable = self._usable
+        count = len(usable)
+        if count == 1:
+            best = usable[0]
+        elif not count:
+            return None
+        else:
+            first = int(random.random() * count)
+            second = (first + 1 + int(random.random() * (count - 1))) % count
+            one, other = usable[first], usable[second]
+            best = one if _load(one) <= _load(other) else other
+            if best.ongoing >= self._limit:
+                free = [peer for peer in usable if peer.ongoing < self._limit]
+                best = min(free, key=_load, default=best)
+        return best if best.ongoing < self._limit else None
+
+    async def _take(self) -> Peer:
+        """Return a replica, of which one slot is taken.
+
+        Raises:
+            BackPressureError: The queue is full.
+            NoReplicaError: There was no replica for too long.
+        """
+        if not self._queue and (peer := self._choose()) is not None:
+            peer.ongoing += 1
+            return peer
+        self._update()
+        if 0 <= self._max_queued <= len(self._queue):
+            raise BackPressureError(
+                f"{self.name} is at capacity: {self.ongoing} ongoing with max_ongoing_requests="
+                f"{self._limit} in {len(self._usable)} replicas, {len(self._queue)} waiting of "
+                f"max_queued_requests={self._max_queued} (bound at {self.where})"
+            )
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[Peer] = loop.create_future()
+        self._queue.append(turn)
+        try:
+            while not turn.done():
+                if (left := self._patience(loop.time())) <= 0:
+                    raise NoReplicaError(
+                        f"{self.name}: no replica within replica_wait_s="
+                        f"{self._replica_wait_s:g} (bound at {self.where})"
+                    )
+                await asyncio.wait([turn], timeout=left)
+            return turn.result()
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self._give_back(turn.result())
+            else:
+                turn.cancel()
+                self._queue.remove(turn)
+            raise
+
+    def _patience(self, now: float) -> float:
+        """Return how many seconds a call may still wait, as far as replicas are concerned."""
+        if self._none_since is None:
+            return self._replica_wait_s
+        return self._none_since + self._replica_wait_s - now
+
+    def _give_back(self, peer: Peer) -> None:
+        """Free a slot: it goes to the first in the queue, if there is one."""
+        peer.ongoing -= 1
+        if self._queue:
+            self._pass_on(peer)
+
+    def _pass_on(self, peer: Peer) -> None:
+        """Give the free slots of a replica to the first in the queue."""
+        while self._queue and peer.usable and peer.ongoing < self._limit:
+            peer.ongoing += 1
+            self._queue.popleft().set_result(peer)
+
+    # Calls
+
+    async def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a method and return its result; see `Caller`."""
+        peer, message = await self._call(method, args, kwargs)
+        if message.flags & KEPT and self._exchange is not None:
+            number = unpack_number(message.content)
+            try:
+                return await self._exchange.fetch(Kept(peer.replica_id, number))
+            except KeptLost:
+                raise self._lost(peer) from None
+            finally:
+                peer.release(number)
+        return self._result(message)
+
+    async def keep(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a method and return its result, or a `Kept` if it is large.
+
+        Whoever gets a `Kept` gives it to `release()` in the end.
+        """
+        peer, message = await self._call(method, args, kwargs)
+        if message.flags & KEPT:
+            return Kept(peer.replica_id, unpack_number(message.content))
+        return self._result(message)
+
+    def release(self, kept: Kept) -> None:
+        """Let go of a value that one of the replicas keeps."""
+        if (peer := self._peers.get(kept.replica_id)) is not None:
+            peer.release(kept.number)
+
+    async def _call(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Peer, Message]:
+        flags, content = self._request(method, args, kwargs)
+        loop = asyncio.get_running_loop()
+        retries = 0
+        while True:
+            usable = self._usable
+            if len(usable) == 1 and not self._queue and usable[0].ongoing < self._limit:
+                peer = usable[0]
+                peer.ongoing += 1
+            else:
+                peer = await self._take()
+            self.ongoing += 1
+            number = 0
+            try:
+                if flags & KEPT:
+                    content = await self._deposited(peer, args, kwargs)
+                future: asyncio.Future[Message] = loop.create_future()
+                number = peer.call(flags, (self._head(method), *content), future)
+                message = await future
+            except asyncio.CancelledError:
+                if number and future.done() and not future.cancelled() and not future.exception():
+                    peer.received([future.result()])  # which came in this very moment
+                await peer.cancel(number)
+                raise
+            except Elsewhere:
+                continue
+            except Lost as lost:
+                self._update()
+                retries += lost.begun
+                if retries > self.max_retries:
+                    raise self._lost(peer) from None
+                continue
+            finally:
+                self.ongoing -= 1
+                self._give_back(peer)
+            return peer, message
+
+    async def _deposited(
+        self, peer: Peer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Part, ...]:
+        """Bring large arguments to a replica, and return what stands for them in the call."""
+        assert self._exchange is not None
+        depositing = asyncio.ensure_future(self._exchange.deposit(peer.replica_id, (args, kwargs)))
+        try:
+            number = await asyncio.shield(depositing)
+        except asyncio.CancelledError:
+            # They may be on their way, and nobody else knows their number.
+            depositing.add_done_callback(lambda done: _let_go(peer, done))
+            raise
+        except OSError:
+            await asyncio.sleep(0.05)  # until its connection ends too
+            raise Lost(begun=False) from None
+        return (pack_number(number),)
+
+    async def stream(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], emit: Emit
+    ) -> None:
+        """Call a generator method and emit its items; see `Caller`.
+
+        It is tried again elsewhere only until its first item.
+        """
+        flags, content = self._request(method, args, kwargs)
+        retries = 0
+        while True:
+            peer = await self._take()
+            self.ongoing += 1
+            number = 0
+            items = _Items()
+            try:
+                if flags & KEPT:
+                    content = await self._deposited(peer, args, kwargs)
+                number = peer.call(flags | STREAM, (self._head(method), *content), items)
+                while (message := await items.next()).kind == Kind.ITEM:
+                    await emit(self._result(message))
+                    peer.grant(number)
+                if message.kind == Kind.ERROR:
+                    self._result(message)
+            except Elsewhere:
+                continue
+            except Lost as lost:
+                self._update()
+                retries += lost.begun
+                if retries > self.max_retries or items.count:
+                    raise self._lost(peer) from None
+                continue
+            finally:
+                try:
+                    await peer.cancel(number)
+                finally:
+                    self.ongoing -= 1
+                    self._give_back(peer)
+            return
+
+    def _request(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[int, tuple[Part, ...]]:
+        """Return the flags of a call, and what follows its head."""
+        payload = codec.encode((args, kwargs), self._argument)
+        body, buffers = payload
+        flags = 0
+        if self._exchange is not None:
+            flags = KEEP
+            if _KEPT_CLASS in body:
+                flags |= WITH_KEPT
+            if payload.size >= LARGE:
+                return flags | KEPT, ()
+        if not buffers:
+            return flags, (body,)
+        return flags | BUFFERS, tuple(join_payload(payload.copied(), len(self._head(method))))
+
+    def _head(self, method: str) -> bytes:
+        deadline, trace = current_deadline.get(), current_trace()
+        if deadline is not None or trace:
+            left = math.inf
+            if deadline is not None:
+                left = deadline - asyncio.get_running_loop().time()
+            return CallHead(method, trace, left).encode()
+        try:
+            return self._heads[method]
+        except KeyError:
+            head = self._heads[method] = CallHead(method).encode()
+            return head
+
+    def _result(self, message: Message) -> Any:
+        kind, flags, _, content = message
+        if kind == Kind.ERROR:
+            error = codec.decode_exception(Payload(content, ()))
+            try:
+                raise error from error.__cause__
+            finally:
+                del error  # its traceback has this frame
+        payload = split_payload(content, 0) if flags & BUFFERS else Payload(content, ())
+        return codec.decode(payload, self._a_result)
+
+    def _lost(self, peer: Peer) -> ReplicaLostError:
+        return ReplicaLostError(
+            f"{self.name}: replica {peer.replica_id} was lost while it worked on the call, and "
+            f"max_retries={self.max_retries} allows no other attempt (bound at {self.where})"
+        )
+
+
+def _load(peer: Peer) -> float:
+    return peer.ongoing if peer.responsive else math.inf
+
+
+def _let_go(peer: Peer, depositing: asyncio.Future[int]) -> None:
+    if not depositing.cancelled() and depositing.exception() is None:
+        peer.release(depositing.result())
+
+
+class _Items:
+    """What has come of a stream."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._messages: deque[Message] = deque()
+        self._error: BaseException | None = None
+        self._wake = asyncio.Event()
+
+    def done(self) -> bool:
+        return False
+
+    def feed(self, message: Message) -> None:
+        self.count += 1
+        self._messages.append(message)
+        self._wake.set()
+
+    def set_result(self, message: Message, /) -> None:
+        self._messages.append(message)
+        self._wake.set()
+
+    def set_exception(self, error: BaseException, /) -> None:
+        self._error = error
+        self._wake.set()
+
+    async def next(self) -> Message:
+        """Return the next message.
+
+        Raises:
+            Lost: The connection has been lost.
+            Elsewhere: The replica did not take the call.
+        """
+        while not self._messages:
+            if self._error is not None:
+                raise self._error
+            self._wake.clear()
+            await self._wake.wait()
+        return self._messages.popleft()

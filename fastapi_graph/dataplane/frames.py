@@ -1,0 +1,242 @@
+"""Frames: how messages look on the wire. Bytes in, bytes out, no input or output here.
+
+```
+0       4      5       6        10
++-------+------+-------+--------+---------
+| size  | kind | flags | number | content
++-------+------+-------+--------+---------
+```
+
+Integers are big-endian. `size` counts the content. `number` says which call a frame belongs
+to; 0 is the connection itself. A message longer than `CHUNK` is cut into frames that have
+`MORE` set but for the last; the content of the first begins with the size of the whole.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+from fastapi_graph.dataplane.codec import Payload
+
+__all__ = [
+    "BUFFERS",
+    "CHUNK",
+    "HEADER",
+    "KEEP",
+    "KEPT",
+    "MORE",
+    "STREAM",
+    "WITH_KEPT",
+    "CallHead",
+    "Kind",
+    "Load",
+    "Message",
+    "Part",
+    "header",
+    "join_payload",
+    "pack_number",
+    "split_payload",
+    "total_size",
+    "unpack_number",
+]
+
+Part = bytes | bytearray | memoryview
+"""A piece of a message's content."""
+
+CHUNK = 256 * 1024
+
+MORE = 1  # more frames of this message follow
+BUFFERS = 2  # out-of-band buffers follow the pickle
+STREAM = 4  # of a call: its result is a stream of items
+KEEP = 8  # of a call: a large result may stay where it was made
+KEPT = 16  # of a call or result: the number of a kept value stands for the payload
+WITH_KEPT = 32  # of a call: kept values stand for some of its arguments
+
+HEADER = struct.Struct("!IBBI")
+_TOTAL = struct.Struct("!Q")
+_HEAD = struct.Struct("!dHH")
+_SIZES = struct.Struct("!I")
+_LOAD = struct.Struct("!II")
+_ALIGN = 16
+
+
+class Kind(IntEnum):
+    """What a message is."""
+
+    CHALLENGE = 1
+    AUTH = 2
+    WELCOME = 3
+    CALL = 4
+    RESULT = 5
+    ERROR = 6
+    ITEM = 7
+    CREDIT = 8
+    CANCEL = 9
+    PING = 10
+    PONG = 11
+    GOAWAY = 12
+    RELEASE = 13
+
+
+class Message(NamedTuple):
+    """A whole message.
+
+    Attributes:
+        kind: A `Kind`, as a plain integer: this is the hot path.
+        flags: Those of the constants above that apply.
+        number: Which call it belongs to.
+        content: Its bytes; a `bytearray` where it came in several frames.
+    """
+
+    kind: int
+    flags: int
+    number: int
+    content: bytes | bytearray
+
+
+def header(kind: int, flags: int, number: int, size: int) -> bytes:
+    """Return the first bytes of a frame with `size` bytes of content."""
+    return HEADER.pack(size, kind, flags, number)
+
+
+def total_size(content: bytes | memoryview) -> int:
+    """Return the size of a message from the content of the first of its frames.
+
+    Raises:
+        ValueError: There are too few bytes.
+    """
+    if len(content) < _TOTAL.size:
+        raise ValueError("the first frame of a long message is too short to say how long")
+    size: int = _TOTAL.unpack_from(content)[0]
+    return size
+
+
+def total(size: int) -> bytes:
+    """Return what the content of the first frame of a long message begins with."""
+    return _TOTAL.pack(size)
+
+
+TOTAL_SIZE = _TOTAL.size
+
+
+class CallHead(NamedTuple):
+    """What a call says before its arguments.
+
+    Attributes:
+        method: The method to call.
+        context: The trace that the call is part of; see `tracing`.
+        timeout_s: Seconds left until its deadline when it was sent; infinity for none.
+    """
+
+    method: str
+    context: str = ""
+    timeout_s: float = float("inf")
+
+    def encode(self) -> bytes:
+        """Return it as bytes."""
+        method, context = self.method.encode(), self.context.encode()
+        return _HEAD.pack(self.timeout_s, len(method), len(context)) + method + context
+
+    @classmethod
+    def decode(cls, content: bytes | bytearray) -> tuple[CallHead, int]:
+        """Return it, and where the arguments begin.
+
+        Raises:
+            ValueError: The bytes are no such head.
+        """
+        try:
+            timeout_s, method_size, context_size = _HEAD.unpack_from(content)
+        except struct.error as error:
+            raise ValueError(f"a call's head is cut off: {error}") from None
+        middle = _HEAD.size + method_size
+        end = middle + context_size
+        if len(content) < end:
+            raise ValueError("a call's head is cut off")
+        method = str(content[_HEAD.size : middle], "utf-8")
+        return cls(method, str(content[middle:end], "utf-8"), timeout_s), end
+
+
+def pack_number(number: int) -> bytes:
+    """Return the number of a kept value as content."""
+    return _SIZES.pack(number)
+
+
+def unpack_number(content: bytes | bytearray, start: int = 0) -> int:
+    """Return the number of a kept value.
+
+    Raises:
+        ValueError: There are too few bytes.
+    """
+    try:
+        number: int = _SIZES.unpack_from(content, start)[0]
+    except struct.error as error:
+        raise ValueError(f"the number of a kept value is cut off: {error}") from None
+    return number
+
+
+class Load(NamedTuple):
+    """How busy a replica is: calls that run, and calls that wait, of all its clients."""
+
+    ongoing: int
+    queued: int
+
+    def encode(self) -> bytes:
+        """Return it as bytes."""
+        return _LOAD.pack(*self)
+
+    @classmethod
+    def decode(cls, content: bytes | bytearray) -> Load:
+        """Return it.
+
+        Raises:
+            ValueError: The bytes are no load.
+        """
+        try:
+            return cls(*_LOAD.unpack(content))
+        except struct.error as error:
+            raise ValueError(f"a replica's load is cut off: {error}") from None
+
+
+def join_payload(payload: Payload, start: int = 0) -> list[Part]:
+    """Return the parts of a payload that has buffers, to be sent with `BUFFERS`.
+
+    Args:
+        payload: The payload.
+        start: How many bytes of the message come before it. Buffers are aligned in the whole
+            message, because that is what has memory of its own where it arrives.
+    """
+    body, buffers = payload
+    sizes = [len(body), *(len(buffer) for buffer in buffers)]
+    table = struct.pack(f"!I{len(sizes)}Q", len(buffers), *sizes)
+    parts: list[Part] = [table]
+    offset = start + len(table)
+    for part in (body, *buffers):
+        pad = -offset % _ALIGN
+        parts += (b"\0" * pad, part)
+        offset += pad + len(part)
+    return parts
+
+
+def split_payload(content: bytes | bytearray, start: int) -> Payload:
+    """Return the payload with buffers that begins at `start` of a message.
+
+    Raises:
+        ValueError: The bytes are no such payload.
+    """
+    view = memoryview(content)
+    try:
+        (count,) = _SIZES.unpack_from(view, start)
+        sizes = struct.unpack_from(f"!{count + 1}Q", view, start + _SIZES.size)
+    except struct.error as error:
+        raise ValueError(f"a payload's table is cut off: {error}") from None
+    parts: list[memoryview] = []
+    offset = start + _SIZES.size + 8 * len(sizes)
+    for size in sizes:
+        offset += -offset % _ALIGN
+        parts.append(view[offset : offset + size])
+        offset += size
+    if offset != len(view):
+        raise ValueError("a payload's table does not fit its bytes")
+    return Payload(parts[0], tuple(parts[1:]))

@@ -1,0 +1,418 @@
+"""The server side: a replica's calls, as they come in over its links."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import ssl
+from pathlib import Path
+from typing import Any
+
+from fastapi_graph.context import current_deadline, eager_task
+from fastapi_graph.dataplane import codec
+from fastapi_graph.dataplane.codec import Payload
+from fastapi_graph.dataplane.connection import Connection
+from fastapi_graph.dataplane.frames import (
+    BUFFERS,
+    KEEP,
+    KEPT,
+    STREAM,
+    WITH_KEPT,
+    CallHead,
+    Kind,
+    Load,
+    Message,
+    join_payload,
+    pack_number,
+    split_payload,
+    unpack_number,
+)
+from fastapi_graph.dataplane.protocol import Link
+from fastapi_graph.dataplane.tracing import attach_trace
+from fastapi_graph.dataplane.values import LARGE, Exchange, Keeper, Kept
+from fastapi_graph.errors import (
+    DeadlineExceededError,
+    LocalProtocolError,
+    NodeError,
+    SerializationError,
+)
+from fastapi_graph.graph.containers import rebuild
+from fastapi_graph.replica import Replica
+
+__all__ = ["ReplicaServer"]
+
+logger = logging.getLogger("fastapi_graph")
+
+TLS_HANDSHAKE_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 5.0  # for clients to take what has been sent to them
+
+
+class ReplicaServer:
+    """Lets clients call a replica.
+
+    Args:
+        replica: What they call.
+        identity: Which replica of which version it is; clients must mean the same.
+        secret: What clients must have.
+        max_message_size: Bytes that a call may have.
+        keeper: Keeps large values, and those that were deposited.
+        exchange: Moves large values; None: they travel like small ones.
+        max_connections: Links that may be open at once; more are refused.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        identity: bytes,
+        secret: bytes,
+        *,
+        max_message_size: int,
+        keeper: Keeper | None = None,
+        exchange: Exchange | None = None,
+        max_connections: int = 4096,
+    ) -> None:
+        self.replica = replica
+        self.keeper = Keeper() if keeper is None else keeper
+        self.exchange = exchange
+        self.draining = False
+        self._identity = identity
+        self._secret = secret
+        self._max_message_size = max_message_size
+        self._max_connections = max_connections
+        self._servers: list[asyncio.Server] = []
+        self._unix_path: Path | None = None
+        self._clients: set[_Client] = set()
+        self._idle: asyncio.Event | None = None
+        self._left: asyncio.Event | None = None
+
+    @property
+    def clients(self) -> int:
+        """How many links are open."""
+        return sum(client.link.is_open for client in self._clients)
+
+    @property
+    def calls(self) -> int:
+        """How many calls have not been answered."""
+        return sum(len(client.calls) for client in self._clients)
+
+    def link(self) -> Link:
+        """Return a new link, for a transport that a client has opened."""
+        client = _Client(self)
+        connection = Connection(
+            "server", self._identity, self._secret, max_message_size=self._max_message_size
+        )
+        client.link = Link(connection, client)
+        return client.link
+
+    async def listen_unix(self, path: str) -> None:
+        """Listen on a unix socket that only this user may open."""
+        before = os.umask(0o177)
+        try:
+            server = await asyncio.get_running_loop().create_unix_server(self._accept, path)
+        finally:
+            os.umask(before)
+        self._unix_path = Path(path)
+        self._servers.append(server)
+
+    async def listen_tcp(
+        self, host: str, ports: tuple[int, int] | None, context: ssl.SSLContext | None
+    ) -> int:
+        """Listen on a TCP port, and return it.
+
+        Args:
+            host: Address to bind.
+            ports: First and last port to try; None for any.
+            context: For TLS.
+
+        Raises:
+            OSError: Every port is taken.
+        """
+        loop = asyncio.get_running_loop()
+        for port in range(ports[0], ports[1] + 1) if ports else (0,):
+            try:
+                server = await loop.create_server(
+                    self._accept,
+                    host,
+                    port,
+                    ssl=context,
+                    ssl_handshake_timeout=TLS_HANDSHAKE_TIMEOUT_S if context else None,
+                )
+            except OSError as error:
+                last = error
+                continue
+            self._servers.append(server)
+            bound: int = server.sockets[0].getsockname()[1]
+            return bound
+        raise OSError(f"no free port of {ports} on {host}: {last}")
+
+    def _accept(self) -> asyncio.Protocol:
+        if len(self._clients) >= self._max_connections:
+            logger.warning(
+                "%s: a connection is refused, %d are open", self.replica.name, len(self._clients)
+            )
+            return _Refused()
+        return self.link()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take no more calls, and wait until those in progress have been answered.
+
+        Args:
+            timeout_s: Seconds after which those that are left are cancelled.
+        """
+        self.draining = True
+        for client in self._clients:
+            client.say_goodbye()
+        self._idle = asyncio.Event()
+        if self.calls:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._idle.wait()
+        await self._cancel_calls()
+
+    async def close(self) -> None:
+        """Close every link and listen no more; calls in progress are cancelled."""
+        for server in self._servers:
+            server.close()
+        for client in tuple(self._clients):
+            client.link.close()
+        await self._cancel_calls()
+        self._left = asyncio.Event()
+        if self._clients:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._left.wait()
+        for client in tuple(self._clients):
+            client.link.abort()
+        if self._unix_path is not None:
+            self._unix_path.unlink(missing_ok=True)
+
+    async def _cancel_calls(self) -> None:
+        tasks = [task for client in self._clients for task in client.calls.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1)
+
+    def connected(self, client: _Client) -> None:
+        """Note that there is a link; where TLS fails, there never is."""
+        self._clients.add(client)
+
+    def forget(self, client: _Client) -> None:
+        """Note that a link has been lost."""
+        self._clients.discard(client)
+        if self._left is not None and not self._clients:
+            self._left.set()
+
+    def answered(self) -> None:
+        """Note that a call has ended."""
+        if self._idle is not None and not self.calls:
+            self._idle.set()
+
+
+class _Refused(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+class _Client:
+    """A client as the server sees it: one link, and the calls that came over it."""
+
+    link: Link
+
+    def __init__(self, server: ReplicaServer) -> None:
+        self.calls: dict[int, asyncio.Task[None]] = {}
+        self._server = server
+        self._replica = server.replica
+        self._kept: set[int] = set()
+        self._streams: dict[int, _Credit] = {}
+        self._loop = asyncio.get_running_loop()
+
+    def connected(self, link: Link) -> None:
+        self._server.connected(self)
+
+    def opened(self, link: Link) -> None:
+        if self._server.draining:
+            self.say_goodbye()
+
+    def lost(self, link: Link, error: Exception | None) -> None:
+        self._server.forget(self)
+        self.cancel_all()
+
+    def cancel_all(self) -> None:
+        """Cancel every call: nobody waits for an answer."""
+        for number in tuple(self.calls):
+            self._cancel(number)
+        for number in self._kept:
+            self._server.keeper.release(number)
+        self._kept.clear()
+
+    def say_goodbye(self) -> None:
+        """Tell the client to send its calls elsewhere."""
+        if self.link.is_open:
+            self.link.send(Kind.GOAWAY, 0, 0)
+
+    def received(self, messages: list[Message]) -> None:
+        for message in messages:
+            kind = message.kind
+            if kind == Kind.CALL:
+                self._start(message)
+            elif kind == Kind.CANCEL:
+                self._cancel(message.number)
+            elif kind == Kind.CREDIT:
+                if (credit := self._streams.get(message.number)) is not None:
+                    credit.grant()
+            elif kind == Kind.RELEASE:
+                self._kept.discard(message.number)
+                self._server.keeper.release(message.number)
+            elif kind == Kind.PING:
+                load = Load(self._replica.ongoing, self._replica.queued)
+                self.link.send(Kind.PONG, 0, 0, load.encode())
+
+    def _start(self, message: Message) -> None:
+        number = message.number
+        if self._server.draining:
+            self.link.send(Kind.GOAWAY, 0, number)
+            return
+        task = eager_task(asyncio.Task, self._serve(message), self._loop, self._replica.name)
+        if not task.done():
+            self.calls[number] = task
+            task.add_done_callback(lambda task: self._ended(number, task))
+
+    def _ended(self, number: int, task: asyncio.Task[None]) -> None:
+        self.calls.pop(number, None)
+        if task.cancelled():
+            self._confirm(number)
+        self._server.answered()
+
+    def _cancel(self, number: int) -> None:
+        task = self.calls.get(number)
+        if task is not None:
+            task.cancel()
+        else:  # it was answered already, or never came whole
+            self._confirm(number)
+
+    def _confirm(self, number: int) -> None:
+        """Tell the client that a call it has cancelled has come to an end."""
+        if self.link.is_open:
+            self.link.send(Kind.CANCEL, 0, number)
+
+    async def _serve(self, message: Message) -> None:
+        """Run one call and answer it."""
+        _, flags, number, content = message
+        label, method = self._replica.name, "__call__"
+        try:
+            head, start = CallHead.decode(content)
+            method = head.method
+            if method != "__call__":
+                label = f"{label}.{method}"
+            if flags & KEPT:
+                deposited = self._server.keeper.release(unpack_number(content, start))
+                if deposited is None:
+                    raise SerializationError(f"{label}: the arguments are not there any more")
+                args, kwargs = deposited
+            else:
+                if flags & BUFFERS:
+                    payload = split_payload(content, start)
+                else:
+                    payload = Payload(memoryview(content)[start:], ())
+                args, kwargs = codec.decode(payload, self._what(label, "an argument"))
+            if flags & WITH_KEPT:
+                args, kwargs = await self._fetched((args, kwargs))
+            if head.context:
+                attach_trace(head.context)
+            if head.timeout_s != math.inf:
+                if head.timeout_s <= 0:
+                    raise DeadlineExceededError(f"{label}: the deadline passed before it started")
+                current_deadline.set(self._loop.time() + head.timeout_s)
+            if flags & STREAM:
+                await self._stream(number, method, args, kwargs, label)
+                self.link.send(Kind.RESULT, 0, number)
+                return
+            result = await self._replica.call(method, args, kwargs)
+            payload = codec.encode(result, self._what(label, "the result"))
+            exchange = self._server.exchange
+            if flags & KEEP and exchange and payload.size >= LARGE:
+                kept = self._server.keeper.keep(await exchange.put(result))
+                self._kept.add(kept)
+                self.link.send(Kind.RESULT, KEPT, number, pack_number(kept))
+            else:
+                self._answer(Kind.RESULT, number, payload)
+        except asyncio.CancelledError as error:
+            if _is_cancelled():
+                raise  # the client does not wait
+            self._fail(number, error)  # the node itself raised it
+        except Exception as error:
+            self._replica.annotate(error, method)
+            self._fail(number, error)
+        except BaseException as error:
+            # In a task it would end the actor's event loop, and every other call with it.
+            where = f"(bound at {self._replica.where})"
+            self._fail(number, NodeError(f"{label} raised {error!r} {where}"))
+
+    async def _stream(
+        self, number: int, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], label: str
+    ) -> None:
+        credit = self._streams[number] = _Credit()
+        what = self._what(label, "an item")
+
+        async def emit(item: Any) -> None:
+            self._answer(Kind.ITEM, number, codec.encode(item, what))
+            await credit.spend()
+
+        try:
+            await self._replica.stream(method, args, kwargs, emit)
+        finally:
+            del self._streams[number]
+
+    def _what(self, label: str, part: str) -> str:
+        return f"{label} (bound at {self._replica.where}): {part}"
+
+    async def _fetched(self, arguments: Any) -> Any:
+        """Return arguments with the values that other replicas keep."""
+        wanted: dict[Kept, Any] = {}
+        rebuild(arguments, Kept, lambda kept: wanted.setdefault(kept, kept))
+        exchange = self._server.exchange
+        assert exchange is not None
+        values = await asyncio.gather(*map(exchange.fetch, wanted))
+        found = dict(zip(wanted, values, strict=True))
+        return rebuild(arguments, Kept, found.__getitem__)
+
+    def _answer(self, kind: int, number: int, payload: Payload) -> None:
+        if payload.buffers:
+            self.link.send(kind, BUFFERS, number, *join_payload(payload.copied()))
+        else:
+            self.link.send(kind, 0, number, payload.body)
+
+    def _fail(self, number: int, error: BaseException) -> None:
+        short = NodeError(f"{type(error).__qualname__}: it is too long to be sent")
+        for form in (error, short):
+            with contextlib.suppress(LocalProtocolError):  # too long, or the client has gone
+                self._answer(Kind.ERROR, number, codec.encode_exception(form))
+                return
+
+
+def _is_cancelled() -> bool:
+    """Say whether the running task is being cancelled.
+
+    A frame that had the task in a variable would be in a cycle with the task's exception, and
+    large arguments would stay in memory until the next garbage collection.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+class _Credit:
+    """Lets a stream go on when its reader has taken the last item."""
+
+    def __init__(self) -> None:
+        self._taken = asyncio.Event()
+
+    def grant(self) -> None:
+        self._taken.set()
+
+    async def spend(self) -> None:
+        await self._taken.wait()
+        self._taken.clear()
