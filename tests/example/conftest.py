@@ -1,0 +1,3 @@
+from tests.processes import start
+
+__all__ = ["start"]
