@@ -45,12 +45,23 @@ class Graph:
     def call(self, method: str, *args: Any) -> Any:
         return ray.get(getattr(self.controller, method).remote(*args), timeout=60)
 
-    def answers(self) -> bool:
+    def controller_pid(self) -> int | None:
+        """Return the process of the controller; None while it does not answer."""
         try:
-            self.call("ping")
+            return self.call("__ray_call__", lambda _: os.getpid())
         except ray.exceptions.RayActorError:
-            return False
-        return True
+            return None
+
+    def kill_controller(self) -> int | None:
+        """Kill the controller, and return the process that it had; Ray starts another."""
+        pid = self.controller_pid()
+        ray.kill(self.controller, no_restart=False)
+        return pid
+
+    def restart_controller(self) -> None:
+        """Kill the controller, and wait for another: it may answer for a moment until it dies."""
+        before = self.kill_controller()
+        soon(lambda: self.controller_pid() not in (None, before))
 
     def offer(self, version: str, *deployments: DeploymentOffer, **changes: Any) -> Offer:
         values: dict[str, Any] = {
@@ -275,8 +286,7 @@ def test_a_restarted_controller_adopts_its_replicas(graph: Graph) -> None:
         name=orphan, namespace=graph.namespace, lifetime="detached", num_cpus=0
     )
     ray.get(stand_in.remote().ping.remote())
-    ray.kill(graph.controller, no_restart=False)
-    soon(graph.answers)
+    graph.restart_controller()
     view = graph.until(lambda view: view.state == "running")
     assert view.revision > before.revision
     assert sorted(ids(view)) == sorted(ids(before))
@@ -293,7 +303,7 @@ def test_a_restarted_controller_adopts_its_replicas(graph: Graph) -> None:
 def test_a_killed_controller_replaces_what_died_meanwhile(graph: Graph) -> None:
     (replica_id,) = ids(graph.run(graph.offer("v1")))
     pid = graph.pid(replica_id)
-    ray.kill(graph.controller, no_restart=False)
+    graph.kill_controller()
     os.kill(pid, signal.SIGKILL)
 
     def replaced() -> bool:
@@ -313,9 +323,8 @@ def test_a_checkpoint_that_cannot_be_read_is_none(graph: Graph) -> None:
         if graph.name.encode() in key and key.endswith(b"state")
     )
     internal_kv._internal_kv_put(key, b"what is this", True, namespace=b"fastapi_graph")
-    ray.kill(graph.controller, no_restart=False)
+    graph.restart_controller()
     soon(lambda: graph.actors() == [controller_name(graph.name)])
-    soon(graph.answers)
     assert graph.call("status") == {}
 
 
