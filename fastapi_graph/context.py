@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from contextvars import ContextVar
-from typing import Any
+from contextvars import Context, ContextVar
+from typing import Any, Protocol
 
 __all__ = [
     "Call",
     "Emit",
+    "Host",
     "add_note",
     "current_call",
     "current_deadline",
@@ -23,9 +24,26 @@ Emit = Callable[[Any], Coroutine[Any, Any, None]]
 """Takes the next item of a stream, and returns when its reader wants another."""
 
 
-class Call:
-    """One call of user code, and the calls it has started through handles."""
+class Host(Protocol):
+    """Which replica of which deployment runs a call."""
 
+    name: str
+
+    @property
+    def replica_id(self) -> str:
+        """What tells it from other replicas."""
+
+
+class Call:
+    """One call of user code, and the calls it has started through handles.
+
+    Attributes:
+        host: What runs it.
+        attempt: 1, or more for a call that is made again.
+    """
+
+    host: Host | None = None
+    attempt = 1
     _nested: set[asyncio.Task[Any]] | None = None
 
     def started(self, nested: asyncio.Task[Any], pending: set[asyncio.Task[Any]]) -> None:
@@ -72,9 +90,18 @@ if sys.version_info >= (3, 12):
         coroutine: Coroutine[Any, Any, Any],
         loop: asyncio.AbstractEventLoop,
         name: str,
+        context: Context | None = None,
     ) -> asyncio.Task[Any]:
-        """Return a task of its own that has run up to its first suspension already."""
-        return cls(coroutine, loop=loop, name=name, eager_start=True)
+        """Return a task of its own that has run up to its first suspension already.
+
+        Args:
+            cls: The class of the task.
+            coroutine: What it runs.
+            loop: Where.
+            name: What it is called.
+            context: What it runs in; None for a copy of the current context.
+        """
+        return cls(coroutine, loop=loop, name=name, context=context, eager_start=True)
 
 else:
 
@@ -83,9 +110,10 @@ else:
         coroutine: Coroutine[Any, Any, Any],
         loop: asyncio.AbstractEventLoop,
         name: str,
+        context: Context | None = None,
     ) -> asyncio.Task[Any]:
         """Return a task of its own; eager starts exist from Python 3.12 on."""
-        return cls(coroutine, loop=loop, name=name)
+        return cls(coroutine, loop=loop, name=name, context=context)
 
 
 def add_note(error: BaseException, note: str) -> None:

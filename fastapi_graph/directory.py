@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from fastapi_graph.cache import ResultCache
 from fastapi_graph.context import Emit
+from fastapi_graph.dataplane.values import Kept
 from fastapi_graph.errors import UnknownMethodError
 from fastapi_graph.executor import Caller, Executor
+from fastapi_graph.graph.nodes import caller_location
+from fastapi_graph.graph.options import NO_FALLBACK, DeploymentOptions
 from fastapi_graph.graph.plan import HandleRef, Interface, Plan, Root
 from fastapi_graph.handle import DeploymentHandle, register
+from fastapi_graph.policies import PolicyCaller, substitute
+from fastapi_graph.replica import Replica
 
 __all__ = ["Directory", "NamedCallee"]
 
@@ -43,6 +51,9 @@ class Directory:
         self._plans = plans
         self._caller_of = caller_of
         self._callees: dict[str, NamedCallee] = {}
+        self._callers: dict[str, Caller] = {}
+        self._caches: dict[str, ResultCache] = {}
+        self._counts: dict[str, Counter[str]] = {}
         self.rename(key)
 
     def rename(self, key: str) -> None:
@@ -58,10 +69,64 @@ class Directory:
             plan = self._plans.get(name)
             callee: NamedCallee
             if plan is None:
-                callee = _DeploymentCallee(self, self._interfaces(name), self._caller_of(name))
+                callee = _DeploymentCallee(self, self._interfaces(name))
             else:
-                callee = _PlanCallee(self, plan, self._caller_of)
+                callee = _PlanCallee(self, plan)
             return self._callees.setdefault(name, callee)
+
+    def caller(self, deployment: str) -> Caller:
+        """Return what calls a deployment as its options ask for."""
+        if deployment not in self._callers:
+            interface = self._interfaces(deployment)
+            caller = self._caller_of(deployment)
+            if interface.options.has_policy:
+                where, options = interface.where, interface.options
+                caller = self.policy(caller, deployment, where, options)
+            self._callers[deployment] = caller
+        return self._callers[deployment]
+
+    def uncached(self, deployment: str) -> Caller:
+        """Return what makes one attempt at a call of a deployment."""
+        return self._caller_of(deployment)
+
+    def policy(
+        self, base: Caller, name: str, where: str, options: DeploymentOptions
+    ) -> PolicyCaller:
+        """Return what calls through `base` as options ask for.
+
+        Args:
+            base: Makes one attempt.
+            name: The deployment; all that call it share its cache.
+            where: `file:line` of its bind.
+            options: Its own, or those of a handle.
+        """
+        counts = self.counts(name)
+        cache = self._caches.get(name)
+        if cache is None and options.cache is not None:
+            cache = ResultCache(options.cache, name, counts, self.pending)
+            self._caches[name] = cache
+        instead = None
+        if options.fallback is not NO_FALLBACK:
+            instead = substitute(options.fallback, name, where, self.caller)
+        return PolicyCaller(
+            base,
+            name,
+            where,
+            options,
+            instead=instead,
+            cache=cache,
+            counts=counts,
+            pending=self.pending,
+        )
+
+    def counts(self, deployment: str) -> Counter[str]:
+        """Return how often policies have acted in this process, by what they did."""
+        return self._counts.setdefault(deployment, Counter())
+
+    def forget_results(self) -> None:
+        """Empty every cache."""
+        for cache in self._caches.values():
+            cache.clear()
 
     def handle(self, root: Root) -> DeploymentHandle:
         """Return the handle that a reference among arguments stands for."""
@@ -91,12 +156,18 @@ class NamedCallee(ABC):
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], emit: Emit
     ) -> Coroutine[Any, Any, None]: ...
 
+    @abstractmethod
+    def with_options(self, options: dict[str, Any]) -> NamedCallee: ...
+
 
 class _DeploymentCallee(NamedCallee):
-    def __init__(self, directory: Directory, interface: Interface, caller: Caller) -> None:
+    def __init__(
+        self, directory: Directory, interface: Interface, caller: Caller | None = None
+    ) -> None:
         super().__init__(directory, interface.name, interface.name)
+        self._directory = directory
         self._interface = interface
-        self._caller = caller
+        self._caller = caller or directory.caller(interface.name)
 
     def streams(self, method: str) -> bool:
         return self._interface.streams(method)
@@ -111,17 +182,25 @@ class _DeploymentCallee(NamedCallee):
     ) -> Coroutine[Any, Any, None]:
         return self._caller.stream(method, args, kwargs, emit)
 
+    def with_options(self, options: dict[str, Any]) -> NamedCallee:
+        interface, directory = self._interface, self._directory
+        merged = _merged(f"handle to {self.label}", interface.options, options)
+        base = directory.uncached(interface.name)
+        caller = directory.policy(base, interface.name, interface.where, merged)
+        return _DeploymentCallee(directory, interface, caller)
+
 
 class _PlanCallee(NamedCallee):
-    def __init__(
-        self, directory: Directory, plan: Plan, caller_of: Callable[[str], Caller]
-    ) -> None:
+    def __init__(self, directory: Directory, plan: Plan) -> None:
         super().__init__(directory, plan.name, plan.label)
+        self._directory = directory
         self._plan = plan
-        self._executor = Executor(
-            plan,
-            caller_of=caller_of,
-            handle_of=lambda deployment: DeploymentHandle(directory, deployment),
+        self._caller: Caller = _PlanCaller(
+            Executor(
+                plan,
+                caller_of=directory.caller,
+                handle_of=lambda deployment: DeploymentHandle(directory, deployment),
+            )
         )
 
     def streams(self, method: str) -> bool:
@@ -135,9 +214,50 @@ class _PlanCallee(NamedCallee):
     def call(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Coroutine[Any, Any, Any]:
+        return self._caller.call(method, args, kwargs)
+
+    def stream(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], emit: Emit
+    ) -> Coroutine[Any, Any, None]:
+        return self._caller.stream(method, args, kwargs, emit)
+
+    def with_options(self, options: dict[str, Any]) -> NamedCallee:
+        merged = _merged(f"handle to {self.label}", DeploymentOptions(), options)
+        callee = copy.copy(self)
+        callee._caller = self._directory.policy(self._caller, self.label, self._plan.where, merged)
+        return callee
+
+
+class _PlanCaller:
+    """Calls a graph; see `Caller`."""
+
+    local: Replica | None = None
+    keeps = False
+    hedges = False
+    max_retries = 0
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def call(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
         return self._executor.run(args, kwargs)
 
     def stream(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], emit: Emit
     ) -> Coroutine[Any, Any, None]:
         return self._executor.stream(args, kwargs, emit)
+
+    def keep(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
+        return self._executor.run(args, kwargs)
+
+    def release(self, kept: Kept) -> None:
+        """Do nothing: it keeps no value."""
+
+
+def _merged(who: str, options: DeploymentOptions, changes: dict[str, Any]) -> DeploymentOptions:
+    given = {**options.given(), **changes}
+    return DeploymentOptions.validated(who, given, caller_location())

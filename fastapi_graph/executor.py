@@ -30,6 +30,7 @@ from fastapi_graph.errors import ReplicaLostError
 from fastapi_graph.graph.containers import rebuild
 from fastapi_graph.graph.plan import Plan, Read, Step
 from fastapi_graph.replica import Replica
+from fastapi_graph.request import current_attempt
 
 __all__ = ["Caller", "Executor"]
 
@@ -41,11 +42,13 @@ class Caller(Protocol):
         local: The replica in this process whose async methods may be awaited in place, in a
             slot; None where calls have to go through `call`.
         keeps: Whether large values may stay in other processes, with `keep` and `release`.
+        hedges: Whether there may be another replica for a second attempt at the same time.
         max_retries: How often a call may be made again after the loss of a replica.
     """
 
     local: Replica | None
     keeps: bool
+    hedges: bool
     max_retries: int
 
     def call(
@@ -115,6 +118,8 @@ class Executor:
             OutputError: A node's output lacks something that another one reads.
             Exception: What the first failing node raised.
         """
+        if current_attempt.get() is not None:
+            current_attempt.set(None)  # it is one at the whole plan, and not at its steps
         values: Values = [None] * self._size
         values[0] = args[0] if len(args) == 1 and not kwargs else ManyInputs(args, kwargs)
         waits = self._waits.copy()
@@ -256,6 +261,7 @@ async def _run_chain(
                     args = step.args(values)
                     kwargs = None if step.kwargs is None else step.kwargs(values)
                 replica.ongoing += 1
+                call.host = replica
                 try:
                     if only_read:
                         result = await function(values[only_read])

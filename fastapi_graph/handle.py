@@ -11,12 +11,14 @@ import concurrent.futures
 import logging
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Generator, Iterator
+from contextvars import copy_context
 from typing import Any, Protocol
 
 import anyio
 
 from fastapi_graph.context import Emit, current_call, eager_task
-from fastapi_graph.errors import DeadlockError, GraphError, ResponseTimeoutError
+from fastapi_graph.errors import DeadlockError, GraphError, OptionError, ResponseTimeoutError
+from fastapi_graph.request import Scope, current_request, current_scope, request_of_context
 
 __all__ = [
     "Callee",
@@ -28,6 +30,11 @@ __all__ = [
 ]
 
 logger = logging.getLogger("fastapi_graph")
+
+CALL_OPTIONS = frozenset(
+    {"fallback", "hedge_after_s", "max_retries", "retry_backoff_s", "retry_on", "timeout_s"}
+)
+"""The options of a deployment that are about a call, which a handle may set too."""
 
 
 class Callee(Protocol):
@@ -57,6 +64,9 @@ class Callee(Protocol):
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], emit: Emit
     ) -> Coroutine[Any, Any, None]:
         """Return a coroutine that runs a generator call and emits its items."""
+
+    def with_options(self, options: dict[str, Any]) -> Callee:
+        """Return what makes the same calls with other options; raises OptionError."""
 
 
 class HandleSource(Protocol):
@@ -90,13 +100,23 @@ class DeploymentHandle:
     """
 
     # In `__dict__` are the handles to methods: found there, they cost no `__getattr__`.
-    __slots__ = ("__dict__", "_callee", "_method", "_name", "_source")
+    __slots__ = ("__dict__", "_callee", "_method", "_model_id", "_name", "_options", "_source")
 
-    def __init__(self, source: HandleSource, name: str, method: str = "__call__") -> None:
+    def __init__(
+        self,
+        source: HandleSource,
+        name: str,
+        method: str = "__call__",
+        options: dict[str, Any] | None = None,
+        model_id: str = "",
+    ) -> None:
         self._source = source
         self._name = name
         self._method = method
-        self._callee = source.callee(name)
+        self._options = options or {}
+        self._model_id = model_id
+        callee = source.callee(name)
+        self._callee = callee.with_options(self._options) if self._options else callee
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Start a call at once, and return a `DeploymentResponse` for its result.
@@ -113,31 +133,74 @@ class DeploymentHandle:
             GraphDefinitionError: There is no such method.
         """
         callee = self._callee
+        scope = Scope(current_scope.get())
         if callee.streams(self._method):
-            return DeploymentResponseGenerator(callee, self._method, args, kwargs)
+            return DeploymentResponseGenerator(
+                callee, self._method, args, kwargs, scope, self._model_id
+            )
         home = callee.home()
         if _holds_response(args) or (kwargs and _holds_response(tuple(kwargs.values()))):
             coroutine = _call_with_values(callee, self._method, args, kwargs)
         else:
             coroutine = callee.call(self._method, args, kwargs)
+        if self._model_id:
+            coroutine = _for_model(self._model_id, coroutine)
         running = _current_loop()
         if running is home:
-            return _start(coroutine, home, callee)
+            return _start(coroutine, home, callee, scope)
         if running is None:
-            return _ThreadResponse(coroutine, home, callee)
-        future = asyncio.wrap_future(_submit(coroutine, home, callee))
-        return _TaskResponse(_outcome(future), loop=running, name=callee.label)
+            return _ThreadResponse(coroutine, home, callee, scope)
+        future = asyncio.wrap_future(_submit(coroutine, home, callee, scope))
+        response = _TaskResponse(_outcome(future), loop=running, name=callee.label)
+        response.scope = scope
+        return response
 
-    def options(self, *, method_name: str) -> DeploymentHandle:
-        """Return a handle that calls another method."""
-        return DeploymentHandle(self._source, self._name, method_name)
+    def options(
+        self,
+        *,
+        method_name: str | None = None,
+        multiplexed_model_id: str | None = None,
+        **options: Any,
+    ) -> DeploymentHandle:
+        """Return a handle that makes its calls with other options than the deployment's.
+
+        Args:
+            method_name: The method to call.
+            multiplexed_model_id: The model to ask for, with `@multiplexed`; the calls below
+                ask for it too.
+            **options: What `@deployment` takes of these: `timeout_s`, `max_retries`,
+                `retry_on`, `retry_backoff_s`, `hedge_after_s` and `fallback`; the fallback of a
+                handle may be another handle. On the handle to a graph they are about the whole
+                graph, which has no hedge.
+
+        Raises:
+            OptionError: An option is none of these, or its value cannot work.
+        """
+        model_id = self._model_id if multiplexed_model_id is None else multiplexed_model_id
+        if not isinstance(model_id, str):
+            raise OptionError(f"{self!r}: multiplexed_model_id={model_id!r} must be a string")
+        if unknown := sorted(options.keys() - CALL_OPTIONS):
+            raise OptionError(
+                f"{self!r}: a handle has no option {', '.join(unknown)}; there are: method_name, "
+                f"multiplexed_model_id, {', '.join(sorted(CALL_OPTIONS))}"
+            )
+        return DeploymentHandle(
+            self._source,
+            self._name,
+            self._method if method_name is None else method_name,
+            {**self._options, **options},
+            model_id,
+        )
 
     def __getattr__(self, name: str) -> DeploymentHandle:
         if name.startswith("_") and name != "__call__":
             raise AttributeError(f"'DeploymentHandle' object has no attribute {name!r}")
         self._callee.streams(name)  # an unknown method is an error here, not at the call
-        handle = self.__dict__[name] = DeploymentHandle(self._source, self._name, name)
+        handle = self.__dict__[name] = self._to_method(name)
         return handle
+
+    def _to_method(self, name: str) -> DeploymentHandle:
+        return DeploymentHandle(self._source, self._name, name, self._options, self._model_id)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"{self!r} is called with .remote(...)")
@@ -148,22 +211,31 @@ class DeploymentHandle:
     def __hash__(self) -> int:
         return hash(self._identity())
 
-    def _identity(self) -> tuple[HandleSource, str, str]:
-        return self._source, self._name, self._method
+    def _identity(self) -> tuple[Any, ...]:
+        options = tuple((name, id(value)) for name, value in sorted(self._options.items()))
+        return self._source, self._name, self._method, options, self._model_id
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (self._source.key, self._name, self._method)
+        return _restore, (
+            self._source.key,
+            self._name,
+            self._method,
+            self._options,
+            self._model_id,
+        )
 
     def __repr__(self) -> str:
         method = "" if self._method == "__call__" else f".{self._method}"
         return f"<DeploymentHandle {self._callee.label}{method}>"
 
 
-def _restore(key: str, name: str, method: str) -> DeploymentHandle:
+def _restore(
+    key: str, name: str, method: str, options: dict[str, Any], model_id: str
+) -> DeploymentHandle:
     source = _sources.get(key)
     if source is None:
         raise GraphError(f"a handle to {name} was unpickled where its graph does not exist")
-    return DeploymentHandle(source, name, method)
+    return DeploymentHandle(source, name, method, options, model_id)
 
 
 class DeploymentResponse:
@@ -175,6 +247,12 @@ class DeploymentResponse:
     """
 
     __slots__ = ()
+    scope: Scope
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        """The deployments whose `fallback` has answered for them until now; empty for none."""
+        return self.scope.degraded
 
     def result(self, timeout_s: float | None = None) -> Any:
         """Wait for the value in synchronous code.
@@ -204,7 +282,7 @@ class DeploymentResponse:
 class _TaskResponse(asyncio.Task[Any], DeploymentResponse):
     """A response in async code. Being a task, it suits gather, wait, timeouts and groups."""
 
-    __slots__ = ()
+    __slots__ = ("scope",)
 
     def result(self, timeout_s: float | None = None) -> Any:
         if self.done():
@@ -230,15 +308,20 @@ class _TaskResponse(asyncio.Task[Any], DeploymentResponse):
 class _ThreadResponse(DeploymentResponse):
     """A response in synchronous code, away from the home loop."""
 
-    __slots__ = ("_future", "_home", "_label", "_read")
+    __slots__ = ("_future", "_home", "_label", "_read", "scope")
 
     def __init__(
-        self, coroutine: Coroutine[Any, Any, Any], home: asyncio.AbstractEventLoop, callee: Callee
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        home: asyncio.AbstractEventLoop,
+        callee: Callee,
+        scope: Scope,
     ) -> None:
+        self.scope = scope
         self._home = home
         self._label = callee.label
         self._read = True  # until there is something to read
-        self._future = _submit(coroutine, home, callee)
+        self._future = _submit(coroutine, home, callee, scope)
         self._read = False
 
     def result(self, timeout_s: float | None = None) -> Any:
@@ -269,10 +352,16 @@ def _log_failure(future: concurrent.futures.Future[Any], label: str) -> None:
 
 
 def _start(
-    coroutine: Coroutine[Any, Any, Any], home: asyncio.AbstractEventLoop, callee: Callee
+    coroutine: Coroutine[Any, Any, Any],
+    home: asyncio.AbstractEventLoop,
+    callee: Callee,
+    scope: Scope,
 ) -> asyncio.Task[Any]:
     """Start a call on the home loop, from the home loop."""
-    task = eager_task(_TaskResponse, coroutine, home, callee.label)
+    context = copy_context()
+    context.run(current_scope.set, scope)
+    task = eager_task(_TaskResponse, coroutine, home, callee.label, context)
+    task.scope = scope  # type: ignore[attr-defined]
     if not task.done():
         if (call := current_call.get()) is not None:
             call.started(task, callee.pending)
@@ -283,12 +372,15 @@ def _start(
 
 
 def _submit(
-    coroutine: Coroutine[Any, Any, Any], home: asyncio.AbstractEventLoop, callee: Callee
+    coroutine: Coroutine[Any, Any, Any],
+    home: asyncio.AbstractEventLoop,
+    callee: Callee,
+    scope: Scope,
 ) -> concurrent.futures.Future[Any]:
     """Start a call on the home loop, from elsewhere, in a copy of the caller's context."""
 
     async def begin() -> Any:
-        return await _start(coroutine, home, callee)
+        return await _start(coroutine, home, callee, scope)
 
     outer = begin()
     try:
@@ -364,6 +456,12 @@ async def _call_with_values(
     return await callee.call(method, args, kwargs)
 
 
+async def _for_model(model_id: str, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a call, in a context of its own, that asks for a model."""
+    current_request.set(request_of_context().for_model(model_id))
+    return await coroutine
+
+
 async def _ended(tasks: list[asyncio.Task[Any]]) -> None:
     if tasks:
         await asyncio.wait(tasks)
@@ -381,8 +479,15 @@ class DeploymentResponseGenerator:
     """
 
     def __init__(
-        self, callee: Callee, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        callee: Callee,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        scope: Scope,
+        model_id: str = "",
     ) -> None:
+        self.scope = scope
         self._home = callee.home()
         self._label = callee.label
         send, receive = anyio.create_memory_object_stream[Any](0)
@@ -394,6 +499,8 @@ class DeploymentResponseGenerator:
             task = asyncio.current_task()
             assert task is not None
             tasks.append(task)
+            if model_id:
+                current_request.set(request_of_context().for_model(model_id))
             with send, receive:
                 await callee.stream(
                     method, await _values_of(args), await _values_of(kwargs), send.send
@@ -406,10 +513,15 @@ class DeploymentResponseGenerator:
 
         self._pump: asyncio.Task[Any] | concurrent.futures.Future[Any]
         if _current_loop() is self._home:
-            self._pump = _start(pump(), self._home, callee)
+            self._pump = _start(pump(), self._home, callee, scope)
         else:
-            self._pump = _submit(pump(), self._home, callee)
+            self._pump = _submit(pump(), self._home, callee, scope)
         self._pump.add_done_callback(close)  # a pump that is cancelled early never begins
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        """The deployments whose `fallback` has answered for them until now; empty for none."""
+        return self.scope.degraded
 
     async def _next(self) -> Any:
         try:

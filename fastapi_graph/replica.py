@@ -14,6 +14,7 @@ import functools
 import inspect
 import logging
 import math
+import os
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,7 @@ from fastapi_graph.errors import (
 )
 from fastapi_graph.graph.options import DeploymentOptions
 from fastapi_graph.graph.signatures import Kind, kind_of
+from fastapi_graph.request import current_attempt
 
 __all__ = ["Replica"]
 
@@ -43,6 +45,7 @@ class Replica:
         name: The deployment's name.
         options: The deployment's options.
         where: `file:line` at which it was bound.
+        replica_id: What tells it from other replicas; by default its process does.
 
     Attributes:
         async_methods: What `find_async()` has found already.
@@ -52,8 +55,11 @@ class Replica:
         queue: Who waits for one.
     """
 
-    def __init__(self, name: str, options: DeploymentOptions, where: str) -> None:
+    def __init__(
+        self, name: str, options: DeploymentOptions, where: str, replica_id: str = ""
+    ) -> None:
         self.name = name
+        self._replica_id = replica_id
         self.options = options
         self.where = where
         self.ongoing = 0
@@ -66,6 +72,11 @@ class Replica:
         self._threads = CapacityLimiter(math.inf)
         self._object: Any = None
         self._methods: dict[str, tuple[Callable[..., Any], Kind]] = {}
+
+    @property
+    def replica_id(self) -> str:
+        """What tells it from other replicas."""
+        return self._replica_id or f"{self.name}:{os.getpid()}"
 
     @property
     def queued(self) -> int:
@@ -85,7 +96,8 @@ class Replica:
         """
         self.ongoing = 0  # on a loop that has ended, calls may have been left
         self.queue.clear()
-        with user_code():
+        with user_code() as call:
+            call.host = self
             if not inspect.isclass(target):
                 self.host(target)
             elif inspect.iscoroutinefunction(getattr(target, "__init__", None)):
@@ -139,7 +151,8 @@ class Replica:
         """
         check = getattr(self._object, "check_health", None)
         if callable(check):
-            with user_code():
+            with user_code() as call:
+                call.host = self
                 async with asyncio.timeout(self.options.health_check_timeout_s):
                     await self._run(check)
 
@@ -165,7 +178,8 @@ class Replica:
                 set(self._abandoned), timeout=self.options.graceful_shutdown_timeout_s
             )
         try:
-            with user_code():
+            with user_code() as call:
+                call.host = self
                 if callable(close := getattr(hosted, "close", None)):
                     await self._run(close)
                 elif callable(finalizer := getattr(hosted, "__del__", None)):
@@ -221,7 +235,7 @@ class Replica:
             await self._wait_for_slot()
         else:
             self.ongoing += 1
-        call = Call()
+        call = self._begin()
         token = current_call.set(call)
         release = True
         try:
@@ -263,7 +277,7 @@ class Replica:
             await self._wait_for_slot()
         else:
             self.ongoing += 1
-        call = Call()
+        call = self._begin()
         token = current_call.set(call)
         release = True
         try:
@@ -284,6 +298,15 @@ class Replica:
             current_call.reset(token)
             if release:
                 self.leave()
+
+    def _begin(self) -> Call:
+        """Return the call that begins, which has the attempt that was set for it."""
+        call = Call()
+        call.host = self
+        if (attempt := current_attempt.get()) is not None:
+            call.attempt = attempt.number
+            current_attempt.set(None)  # the calls that this one makes are not attempts at it
+        return call
 
     def annotate(self, error: Exception, method: str) -> None:
         """Say on the exception in which deployment it was raised."""

@@ -30,6 +30,7 @@ class _Hosted:
     """A deployment: its replica, or the fake that replaces it, and its state."""
 
     keeps = False
+    hedges = False  # there is one replica
     max_retries = 0
 
     def __init__(self, spec: DeploymentSpec, serialize: bool) -> None:

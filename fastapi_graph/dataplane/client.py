@@ -25,11 +25,11 @@ from fastapi_graph.dataplane.frames import (
     KEPT,
     STREAM,
     WITH_KEPT,
-    CallHead,
     Kind,
     Load,
     Message,
     Part,
+    encode_head,
     join_payload,
     pack_number,
     split_payload,
@@ -41,6 +41,7 @@ from fastapi_graph.dataplane.values import LARGE, Exchange, Kept, KeptLost
 from fastapi_graph.errors import BackPressureError, NoReplicaError, ReplicaLostError
 from fastapi_graph.graph.plan import Interface
 from fastapi_graph.replica import Replica
+from fastapi_graph.request import Attempt, current_attempt, current_scope, request_of_context
 
 __all__ = ["DeploymentClient"]
 
@@ -61,6 +62,7 @@ class DeploymentClient:
     """
 
     local: Replica | None = None  # its replicas are elsewhere
+    hedges = True
 
     def __init__(
         self,
@@ -84,7 +86,6 @@ class DeploymentClient:
         self._usable: list[Peer] = []
         self._none_since: float | None = None
         self._queue: deque[asyncio.Future[Peer]] = deque()
-        self._heads: dict[str, bytes] = {}
         self._argument = f"{self.name} (bound at {self.where}): an argument"
         self._a_result = f"{self.name} (bound at {self.where}): the result"
 
@@ -210,6 +211,23 @@ class DeploymentClient:
                 self._queue.remove(turn)
             raise
 
+    def _take_another(self, attempt: Attempt) -> Peer:
+        """Return a replica that has not been sent the call, of which one slot is taken.
+
+        Raises:
+            NoReplicaError: None of the others is free at once.
+        """
+        others = [
+            peer
+            for peer in self._usable
+            if peer.replica_id not in attempt.avoid and peer.ongoing < self._limit
+        ]
+        if self._queue or not others:
+            raise NoReplicaError(f"{self.name}: no other replica is free (bound at {self.where})")
+        peer = min(others, key=_load)
+        peer.ongoing += 1
+        return peer
+
     def _patience(self, now: float) -> float:
         """Return how many seconds a call may still wait, as far as replicas are concerned."""
         if self._none_since is None:
@@ -238,7 +256,7 @@ class DeploymentClient:
             try:
                 return await self._exchange.fetch(Kept(peer.replica_id, number))
             except KeptLost:
-                raise self._lost(peer) from None
+                raise self._lost(peer, Attempt(self.max_retries)) from None
             finally:
                 peer.release(number)
         return self._result(message)
@@ -263,10 +281,12 @@ class DeploymentClient:
     ) -> tuple[Peer, Message]:
         flags, content = self._request(method, args, kwargs)
         loop = asyncio.get_running_loop()
-        retries = 0
+        attempt = current_attempt.get() or Attempt(self.max_retries)
         while True:
             usable = self._usable
-            if len(usable) == 1 and not self._queue and usable[0].ongoing < self._limit:
+            if attempt.hedges:
+                peer = self._take_another(attempt)
+            elif len(usable) == 1 and not self._queue and usable[0].ongoing < self._limit:
                 peer = usable[0]
                 peer.ongoing += 1
             else:
@@ -274,11 +294,15 @@ class DeploymentClient:
             self.ongoing += 1
             number = 0
             try:
+                attempt.avoid.add(peer.replica_id)
                 if flags & KEPT:
                     content = await self._deposited(peer, args, kwargs)
                 future: asyncio.Future[Message] = loop.create_future()
-                number = peer.call(flags, (self._head(method), *content), future)
+                head = self._head(method, attempt.number)
+                number = peer.call(flags, (head, *content), future)
                 message = await future
+                if peer.degraded:
+                    self._note_degraded(peer, number)
             except asyncio.CancelledError:
                 if number and future.done() and not future.cancelled() and not future.exception():
                     peer.received([future.result()])  # which came in this very moment
@@ -288,9 +312,8 @@ class DeploymentClient:
                 continue
             except Lost as lost:
                 self._update()
-                retries += lost.begun
-                if retries > self.max_retries:
-                    raise self._lost(peer) from None
+                if lost.begun and not attempt.again():
+                    raise self._lost(peer, attempt) from None
                 continue
             finally:
                 self.ongoing -= 1
@@ -322,17 +345,21 @@ class DeploymentClient:
         It is tried again elsewhere only until its first item.
         """
         flags, content = self._request(method, args, kwargs)
-        retries = 0
+        attempt = current_attempt.get() or Attempt(self.max_retries)
         while True:
             peer = await self._take()
             self.ongoing += 1
             number = 0
             items = _Items()
             try:
+                attempt.avoid.add(peer.replica_id)
                 if flags & KEPT:
                     content = await self._deposited(peer, args, kwargs)
-                number = peer.call(flags | STREAM, (self._head(method), *content), items)
+                head = self._head(method, attempt.number)
+                number = peer.call(flags | STREAM, (head, *content), items)
                 while (message := await items.next()).kind == Kind.ITEM:
+                    if peer.degraded:
+                        self._note_degraded(peer, number)
                     await emit(self._result(message))
                     peer.grant(number)
                 if message.kind == Kind.ERROR:
@@ -341,9 +368,8 @@ class DeploymentClient:
                 continue
             except Lost as lost:
                 self._update()
-                retries += lost.begun
-                if retries > self.max_retries or items.count:
-                    raise self._lost(peer) from None
+                if items.count or (lost.begun and not attempt.again()):
+                    raise self._lost(peer, attempt) from None
                 continue
             finally:
                 try:
@@ -370,18 +396,13 @@ class DeploymentClient:
             return flags, (body,)
         return flags | BUFFERS, tuple(join_payload(payload.copied(), len(self._head(method))))
 
-    def _head(self, method: str) -> bytes:
+    def _head(self, method: str, attempt: int = 1) -> bytes:
         deadline, trace = current_deadline.get(), current_trace()
-        if deadline is not None or trace:
-            left = math.inf
-            if deadline is not None:
-                left = deadline - asyncio.get_running_loop().time()
-            return CallHead(method, trace, left).encode()
-        try:
-            return self._heads[method]
-        except KeyError:
-            head = self._heads[method] = CallHead(method).encode()
-            return head
+        left = math.inf
+        if deadline is not None:
+            left = deadline - asyncio.get_running_loop().time()
+        request = request_of_context().encode()
+        return encode_head(method.encode(), trace.encode(), left, request, attempt)
 
     def _result(self, message: Message) -> Any:
         kind, flags, _, content = message
@@ -394,10 +415,15 @@ class DeploymentClient:
         payload = split_payload(content, 0) if flags & BUFFERS else Payload(content, ())
         return codec.decode(payload, self._a_result)
 
-    def _lost(self, peer: Peer) -> ReplicaLostError:
+    def _note_degraded(self, peer: Peer, number: int) -> None:
+        names, scope = peer.degraded.pop(number, ()), current_scope.get()
+        if names and scope is not None:
+            scope.degrade(names)
+
+    def _lost(self, peer: Peer, attempt: Attempt) -> ReplicaLostError:
         return ReplicaLostError(
             f"{self.name}: replica {peer.replica_id} was lost while it worked on the call, and "
-            f"max_retries={self.max_retries} allows no other attempt (bound at {self.where})"
+            f"max_retries={attempt.limit} allows no other attempt (bound at {self.where})"
         )
 
 

@@ -51,7 +51,16 @@ DEFAULT_MAX_MESSAGE_SIZE = 1 << 30
 
 _EXPECTED = {
     "client": frozenset(
-        {Kind.RESULT, Kind.ERROR, Kind.ITEM, Kind.PING, Kind.PONG, Kind.GOAWAY, Kind.CANCEL}
+        {
+            Kind.RESULT,
+            Kind.ERROR,
+            Kind.ITEM,
+            Kind.PING,
+            Kind.PONG,
+            Kind.GOAWAY,
+            Kind.CANCEL,
+            Kind.DEGRADED,
+        }
     ),
     "server": frozenset({Kind.CALL, Kind.CREDIT, Kind.CANCEL, Kind.PING, Kind.PONG, Kind.RELEASE}),
 }

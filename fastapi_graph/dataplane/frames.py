@@ -14,6 +14,7 @@ to; 0 is the connection itself. A message longer than `CHUNK` is cut into frames
 
 from __future__ import annotations
 
+import math
 import struct
 from enum import IntEnum
 from typing import NamedTuple
@@ -34,6 +35,7 @@ __all__ = [
     "Load",
     "Message",
     "Part",
+    "encode_head",
     "header",
     "join_payload",
     "pack_number",
@@ -56,7 +58,8 @@ WITH_KEPT = 32  # of a call: kept values stand for some of its arguments
 
 HEADER = struct.Struct("!IBBI")
 _TOTAL = struct.Struct("!Q")
-_HEAD = struct.Struct("!dHH")
+_HEAD = struct.Struct("!dHHHB")
+_MANY = 255  # attempts are not told apart beyond
 _SIZES = struct.Struct("!I")
 _LOAD = struct.Struct("!II")
 _ALIGN = 16
@@ -78,6 +81,7 @@ class Kind(IntEnum):
     PONG = 11
     GOAWAY = 12
     RELEASE = 13
+    DEGRADED = 14
 
 
 class Message(NamedTuple):
@@ -128,16 +132,20 @@ class CallHead(NamedTuple):
         method: The method to call.
         context: The trace that the call is part of; see `tracing`.
         timeout_s: Seconds left until its deadline when it was sent; infinity for none.
+        request: The request that it is made for; see `Request.encode`. Empty for none.
+        attempt: 1, or more for a call that is made again.
     """
 
     method: str
     context: str = ""
-    timeout_s: float = float("inf")
+    timeout_s: float = math.inf
+    request: bytes = b""
+    attempt: int = 1
 
     def encode(self) -> bytes:
         """Return it as bytes."""
-        method, context = self.method.encode(), self.context.encode()
-        return _HEAD.pack(self.timeout_s, len(method), len(context)) + method + context
+        method, context, timeout_s, request, attempt = self
+        return encode_head(method.encode(), context.encode(), timeout_s, request, attempt)
 
     @classmethod
     def decode(cls, content: bytes | bytearray) -> tuple[CallHead, int]:
@@ -147,15 +155,26 @@ class CallHead(NamedTuple):
             ValueError: The bytes are no such head.
         """
         try:
-            timeout_s, method_size, context_size = _HEAD.unpack_from(content)
+            timeout_s, method_size, context_size, request_size, attempt = _HEAD.unpack_from(content)
         except struct.error as error:
             raise ValueError(f"a call's head is cut off: {error}") from None
-        middle = _HEAD.size + method_size
-        end = middle + context_size
+        first = _HEAD.size + method_size
+        second = first + context_size
+        end = second + request_size
         if len(content) < end:
             raise ValueError("a call's head is cut off")
-        method = str(content[_HEAD.size : middle], "utf-8")
-        return cls(method, str(content[middle:end], "utf-8"), timeout_s), end
+        method, context = str(content[_HEAD.size : first], "utf-8"), ""
+        if context_size:
+            context = str(content[first:second], "utf-8")
+        return cls(method, context, timeout_s, bytes(content[second:end]), attempt), end
+
+
+def encode_head(
+    method: bytes, context: bytes, timeout_s: float, request: bytes, attempt: int
+) -> bytes:
+    """Return the bytes of a `CallHead`, without making one: this is the hot path."""
+    sizes = len(method), len(context), len(request)
+    return _HEAD.pack(timeout_s, *sizes, min(attempt, _MANY)) + method + context + request
 
 
 def pack_number(number: int) -> bytes:

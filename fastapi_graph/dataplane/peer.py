@@ -70,6 +70,10 @@ class PeerOwner(Protocol):
 class Peer:
     """A replica.
 
+    Attributes:
+        degraded: By the number of a call that has been answered, or soon will be: what is to be
+            said of its answer.
+
     Args:
         replica_id: Its id.
         identity: What the handshake binds.
@@ -99,6 +103,7 @@ class Peer:
         self._owner = owner
         self._max_message_size = max_message_size
         self._link: Link | None = None
+        self.degraded: dict[int, tuple[str, ...]] = {}
         self._waiting: dict[int, Waiter] = {}
         self._number = self._seen = 0
         self._ended = asyncio.Event()
@@ -171,6 +176,7 @@ class Peer:
         finally:
             if self._waiting.get(number) is ended:
                 del self._waiting[number]
+            self.degraded.pop(number, None)
             if ended.done() and ended.exception() is None:
                 self.received([ended.result()])  # an answer, perhaps, that crossed it
 
@@ -254,6 +260,9 @@ class Peer:
                 feed = getattr(self._waiting.get(number), "feed", None)
                 if feed is not None:  # else the stream is being cancelled
                     feed(message)
+            elif kind == Kind.DEGRADED:
+                if number in self._waiting:
+                    self.degraded[number] = tuple(str(content, "utf-8", "replace").split("\n"))
             elif kind == Kind.PONG:
                 late, self._unanswered_pings = not self.responsive, 0
                 with contextlib.suppress(ValueError):
@@ -272,13 +281,17 @@ class Peer:
     def _last_for(self, number: int) -> Waiter | None:
         """Return who still waits for a call, and gets its last message now."""
         waiter = self._waiting.pop(number, None)
-        return None if waiter is None or waiter.done() else waiter
+        if waiter is None or waiter.done():
+            self.degraded.pop(number, None)
+            return None
+        return waiter
 
     def _fail_all(self, link: Link | None) -> None:
         unsent = link.connection.unsent() if link is not None else frozenset()
         if self._drained is not None:
             self._drained.set()
         waiting, self._waiting = self._waiting, {}
+        self.degraded.clear()
         for number, waiter in waiting.items():
             if not waiter.done():
                 waiter.set_exception(Lost(begun=number not in unsent))

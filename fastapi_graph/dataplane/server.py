@@ -41,6 +41,14 @@ from fastapi_graph.errors import (
 )
 from fastapi_graph.graph.containers import rebuild
 from fastapi_graph.replica import Replica
+from fastapi_graph.request import (
+    Attempt,
+    Request,
+    Scope,
+    current_attempt,
+    current_request,
+    current_scope,
+)
 
 __all__ = ["ReplicaServer"]
 
@@ -323,16 +331,23 @@ class _Client:
                 args, kwargs = await self._fetched((args, kwargs))
             if head.context:
                 attach_trace(head.context)
+            if head.request:
+                current_request.set(Request.decode(head.request))
+            if head.attempt > 1:
+                current_attempt.set(Attempt(number=head.attempt))
+            current_scope.set(scope := Scope())
             if head.timeout_s != math.inf:
                 if head.timeout_s <= 0:
                     raise DeadlineExceededError(f"{label}: the deadline passed before it started")
                 current_deadline.set(self._loop.time() + head.timeout_s)
             if flags & STREAM:
                 await self._stream(number, method, args, kwargs, label)
+                self._say_degraded(number, scope)
                 self.link.send(Kind.RESULT, 0, number)
                 return
             result = await self._replica.call(method, args, kwargs)
             payload = codec.encode(result, self._what(label, "the result"))
+            self._say_degraded(number, scope)
             exchange = self._server.exchange
             if flags & KEEP and exchange and payload.size >= LARGE:
                 kept = self._server.keeper.keep(await exchange.put(result))
@@ -366,6 +381,11 @@ class _Client:
             await self._replica.stream(method, args, kwargs, emit)
         finally:
             del self._streams[number]
+
+    def _say_degraded(self, number: int, scope: Scope) -> None:
+        """Say, before the answer, which deployments below had a fallback answer for them."""
+        if scope.degraded:
+            self.link.send(Kind.DEGRADED, 0, number, "\n".join(scope.degraded).encode())
 
     def _what(self, label: str, part: str) -> str:
         return f"{label} (bound at {self._replica.where}): {part}"

@@ -2,16 +2,68 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+import dataclasses
+import enum
+import inspect
+from collections.abc import Callable, Hashable
+from typing import Annotated, Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from fastapi_graph.errors import OptionError
 
-__all__ = ["DeploymentOptions"]
+__all__ = ["NO_FALLBACK", "Cache", "DeploymentOptions"]
 
 Positive = Annotated[int, Field(ge=1, strict=True)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _NoFallback(enum.Enum):
+    """Stands for the absence of a fallback, because None may be one."""
+
+    NO_FALLBACK = "NO_FALLBACK"
+
+
+NO_FALLBACK: Final = _NoFallback.NO_FALLBACK
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Keeps results of a deployment in each calling process: `deployment(cache=Cache(ttl_s=60))`.
+
+    Identical calls at the same time run once. Errors are not kept, nor what a fallback gave.
+    Callers share the kept object, so they must not change it.
+
+    Args:
+        ttl_s: Seconds for which a result is kept.
+        max_size: How many results are kept; the one that was asked for least lately goes first.
+        key: From the arguments of a call to what identifies it; by default their content does:
+            JSON-like values by what they say, others by their pickle.
+
+    Raises:
+        OptionError: A value cannot work.
+    """
+
+    ttl_s: float
+    max_size: int = 1024
+    key: Callable[..., Hashable] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.ttl_s > 0:
+            raise OptionError(f"Cache: ttl_s={self.ttl_s!r} must be above 0 seconds")
+        if isinstance(self.max_size, bool) or not isinstance(self.max_size, int):
+            raise OptionError(f"Cache: max_size={self.max_size!r} must be a whole number")
+        if self.max_size < 1:
+            raise OptionError(f"Cache: max_size={self.max_size!r} must be at least 1")
+        if self.key is not None and not callable(self.key):
+            raise OptionError(f"Cache: key={self.key!r} must be callable")
 
 
 class DeploymentOptions(BaseModel):
@@ -27,6 +79,12 @@ class DeploymentOptions(BaseModel):
     max_ongoing_requests: Positive = 100
     max_queued_requests: Annotated[int, Field(ge=-1, strict=True)] = -1
     max_retries: Annotated[int, Field(ge=0, strict=True)] = 2
+    retry_on: tuple[type[Exception], ...] = ()
+    retry_backoff_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
+    hedge_after_s: Seconds | None = None
+    timeout_s: Seconds | None = None
+    fallback: Any = NO_FALLBACK
+    cache: Cache | None = None
     user_config: Any = None
     ray_actor_options: dict[str, Any] | None = None
     autoscaling_config: dict[str, Any] | None = None
@@ -35,6 +93,31 @@ class DeploymentOptions(BaseModel):
     graceful_shutdown_timeout_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 20.0
     version: str | None = None
     route_prefix: str | None = None
+
+    @field_validator("retry_on", mode="before")
+    @classmethod
+    def _one_type_or_several(cls, value: Any) -> Any:
+        return (value,) if inspect.isclass(value) else value
+
+    @model_validator(mode="after")
+    def _check_retries(self) -> Self:
+        for name in ("retry_on", "hedge_after_s"):
+            if not self.max_retries and getattr(self, name):
+                raise ValueError(
+                    f"{name} needs another attempt, and max_retries=0 allows none; remove one"
+                )
+        return self
+
+    @property
+    def has_policy(self) -> bool:
+        """Whether calls need more than to be made."""
+        return bool(
+            self.retry_on
+            or self.hedge_after_s is not None
+            or self.timeout_s is not None
+            or self.fallback is not NO_FALLBACK
+            or self.cache is not None
+        )
 
     @model_validator(mode="after")
     def _check_route_prefix(self) -> Self:

@@ -39,6 +39,7 @@ TO_CLIENT = (
     Kind.PING,
     Kind.PONG,
     Kind.GOAWAY,
+    Kind.DEGRADED,
 )
 
 

@@ -36,23 +36,35 @@ def test_a_total() -> None:
         total_size(b"\0" * 7)
 
 
-@given(st.text(max_size=100), st.text(max_size=100), st.floats(allow_nan=False))
-def test_a_head_and_where_the_arguments_begin(method: str, context: str, timeout_s: float) -> None:
-    head = CallHead(method, context, timeout_s)
+@given(
+    st.text(max_size=100),
+    st.text(max_size=100),
+    st.floats(allow_nan=False),
+    st.binary(max_size=100),
+    st.integers(1, 255),
+)
+def test_a_head_and_where_the_arguments_begin(
+    method: str, context: str, timeout_s: float, request: bytes, attempt: int
+) -> None:
+    head = CallHead(method, context, timeout_s, request, attempt)
     content = head.encode()
     assert CallHead.decode(content + b"arguments") == (head, len(content))
     assert CallHead.decode(bytearray(content)) == (head, len(content))
 
 
-@pytest.mark.parametrize("size", range(len(CallHead("méthode", "context", 1.5).encode())))
+@pytest.mark.parametrize("size", range(len(CallHead("méthode", "context", 1.5, b"id").encode())))
 def test_a_head_that_is_cut_off(size: int) -> None:
     with pytest.raises(ValueError, match="cut off"):
-        CallHead.decode(CallHead("méthode", "context", 1.5).encode()[:size])
+        CallHead.decode(CallHead("méthode", "context", 1.5, b"id").encode()[:size])
+
+
+def test_more_attempts_than_a_head_can_say() -> None:
+    assert CallHead.decode(CallHead("f", attempt=1000).encode())[0].attempt == 255
 
 
 def test_a_head_that_is_not_text() -> None:
     with pytest.raises(ValueError, match="utf-8"):
-        CallHead.decode(struct.pack("!dHH", 0, 1, 0) + b"\xff")
+        CallHead.decode(struct.pack("!dHHHB", 0, 1, 0, 0, 1) + b"\xff")
 
 
 BYTES = st.binary(max_size=60)

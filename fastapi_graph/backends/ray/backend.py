@@ -227,6 +227,7 @@ class _Caller:
 
     local: Replica | None = None
     keeps = True
+    hedges = True
 
     def __init__(self, backend: RayBackend, deployment: str, max_retries: int) -> None:
         self.max_retries = max_retries

@@ -166,7 +166,7 @@ class ReplicaActor:
         )
         directory = self._directory()
         args, kwargs = rebuild((body.args, body.kwargs), HandleRef, directory.handle)
-        replica = Replica(boot.offer.name, options, boot.offer.where)
+        replica = Replica(boot.offer.name, options, boot.offer.where, boot.replica_id)
         await replica.construct(target, args, kwargs)
         self._replica = replica
 

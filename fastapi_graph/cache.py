@@ -1,0 +1,162 @@
+"""The result cache of a deployment, in each process that calls it.
+
+Identical calls at the same time are one call: its task belongs to none of those who wait for it,
+so that one who is cancelled, or late, costs the others nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
+from contextvars import copy_context
+from typing import Any, NamedTuple
+
+from fastapi_graph.context import current_call, current_deadline, eager_task
+from fastapi_graph.dataplane import codec
+from fastapi_graph.graph.options import Cache
+from fastapi_graph.request import Scope, current_scope
+
+__all__ = ["ResultCache", "content_of"]
+
+Function = Callable[[str, tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
+
+_PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
+
+
+class _Kept(NamedTuple):
+    value: Any
+    until: float
+
+
+class _Flight:
+    """A call under way, and how many wait for it."""
+
+    __slots__ = ("scope", "task", "waiting")
+
+    def __init__(self) -> None:
+        self.scope = Scope()
+        self.waiting = 0
+        self.task: asyncio.Task[Any]
+
+
+class ResultCache:
+    """Keeps the results of one deployment.
+
+    Args:
+        settings: How many, for how long, under which key.
+        label: What messages call the deployment.
+        counts: Where to count hits and misses.
+        pending: Where to note the calls under way.
+    """
+
+    def __init__(
+        self,
+        settings: Cache,
+        label: str,
+        counts: Counter[str],
+        pending: set[asyncio.Task[Any]],
+    ) -> None:
+        self._settings = settings
+        self._label = label
+        self._counts = counts
+        self._pending = pending
+        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+        self._flights: dict[Hashable, _Flight] = {}
+
+    def clear(self) -> None:
+        """Forget every result."""
+        self._kept.clear()
+
+    async def call(
+        self, function: Function, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Return the result that is kept, or that of a call which is under way, or of a new one."""
+        key = self._key(method, args, kwargs)
+        loop = asyncio.get_running_loop()
+        kept = self._kept.get(key)
+        if kept is not None and loop.time() < kept.until:
+            self._kept.move_to_end(key)
+            self._counts["cache_hits"] += 1
+            return kept.value
+        flight = self._flights.get(key)
+        if flight is None or flight.task.get_loop() is not loop:
+            self._counts["cache_misses"] += 1
+            flight = self._begin(key, function, method, args, kwargs)
+        else:
+            self._counts["cache_hits"] += 1
+        return await self._wait_for(flight)
+
+    def _key(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
+        if self._settings.key is not None:
+            return method, self._settings.key(*args, **kwargs)
+        return method, content_of((args, kwargs), f"{self._label}: an argument")
+
+    def _begin(
+        self,
+        key: Hashable,
+        function: Function,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> _Flight:
+        flight = _Flight()
+        self._flights[key] = flight
+
+        async def fly() -> Any:
+            try:
+                value = await function(method, args, kwargs)
+            finally:
+                if self._flights.get(key) is flight:
+                    del self._flights[key]
+            if not flight.scope.degraded:
+                self._keep(key, value)
+            return value
+
+        context = copy_context()
+        context.run(current_call.set, None)  # it is nobody's nested call,
+        context.run(current_deadline.set, None)  # and has nobody's deadline
+        context.run(current_scope.set, flight.scope)
+        loop = asyncio.get_running_loop()
+        flight.task = eager_task(asyncio.Task, fly(), loop, self._label, context)
+        self._pending.add(flight.task)
+        flight.task.add_done_callback(self._pending.discard)
+        return flight
+
+    def _keep(self, key: Hashable, value: Any) -> None:
+        until = asyncio.get_running_loop().time() + self._settings.ttl_s
+        self._kept[key] = _Kept(value, until)
+        self._kept.move_to_end(key)
+        while len(self._kept) > self._settings.max_size:
+            self._kept.popitem(last=False)
+
+    async def _wait_for(self, flight: _Flight) -> Any:
+        flight.waiting += 1
+        try:
+            value = await asyncio.shield(flight.task)
+        finally:
+            flight.waiting -= 1
+            if not flight.waiting and not flight.task.done():
+                flight.task.cancel()  # the last who wanted it has gone
+        if flight.scope.degraded and (scope := current_scope.get()) is not None:
+            scope.degrade(flight.scope.degraded)
+        return value
+
+
+def content_of(value: Any, what: str) -> Hashable:
+    """Return what is equal for values that say the same, and for no others.
+
+    Raises:
+        SerializationError: It can be neither compared nor pickled.
+    """
+    kind = type(value)
+    if kind in _PLAIN:
+        return kind, value  # 1, 1.0 and True are equal to Python, not to a model
+    if kind is tuple or kind is list:
+        return kind, tuple(content_of(part, what) for part in value)
+    if kind is dict:
+        return kind, frozenset(
+            (content_of(key, what), content_of(part, what)) for key, part in value.items()
+        )
+    payload = codec.encode(value, what)
+    return kind, bytes(payload.body), tuple(bytes(buffer) for buffer in payload.buffers)

@@ -1,0 +1,220 @@
+"""The request that the current context works on, and what is known of it.
+
+A *request* came in from outside; it has an id that all calls made for it share, in other
+processes too. A *scope* is what a handle call, or a request, learns of the calls below it. An
+*attempt* is one of several at a call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import secrets
+import time
+from contextvars import ContextVar
+from typing import NamedTuple
+
+from fastapi_graph.context import current_call, current_deadline
+
+__all__ = [
+    "Attempt",
+    "Request",
+    "RequestContext",
+    "Scope",
+    "current_attempt",
+    "current_request",
+    "current_scope",
+    "get_request_context",
+    "request_of_context",
+    "seconds_left",
+]
+
+
+_numbers = itertools.count(1)
+_process = secrets.token_hex(10)
+
+
+def _renew() -> None:
+    global _process  # noqa: PLW0603 - two processes must not share it
+    _process = secrets.token_hex(10)
+
+
+os.register_at_fork(after_in_child=_renew)
+
+
+class Request:
+    """What came in from outside. It travels to every process that works on it.
+
+    Args:
+        request_id: Its id; empty: a new one, made when it is first asked for.
+        route: The path of its route, without what includes the router; empty without HTTP.
+        multiplexed_model_id: The model that it asks for; empty for none.
+    """
+
+    __slots__ = ("_id", "_wire", "multiplexed_model_id", "route")
+
+    def __init__(
+        self, request_id: str = "", route: str = "", multiplexed_model_id: str = ""
+    ) -> None:
+        self._id = request_id
+        self.route = route
+        self.multiplexed_model_id = multiplexed_model_id
+        self._wire: bytes | None = None
+
+    @property
+    def request_id(self) -> str:
+        """The id that all calls of the request share."""
+        if not self._id:
+            # Unique and short to make; the first 20 digits are the process.
+            self._id = f"{_process}{next(_numbers):012x}"
+        return self._id
+
+    def for_model(self, model_id: str) -> Request:
+        """Return the same request, asking for this model."""
+        return Request(self.request_id, self.route, model_id)
+
+    def encode(self) -> bytes:
+        """Return it as bytes, to be sent along with a call."""
+        if self._wire is None:
+            parts = (self.request_id, self.route, self.multiplexed_model_id)
+            self._wire = "\n".join(part.replace("\n", " ") for part in parts).encode()
+        return self._wire
+
+    @classmethod
+    def decode(cls, data: bytes) -> Request:
+        """Return it.
+
+        Raises:
+            ValueError: The bytes are no request.
+        """
+        request_id, route, model_id = data.decode().split("\n")
+        request = cls(request_id, route, model_id)
+        request._wire = data
+        return request
+
+
+current_request: ContextVar[Request | None] = ContextVar("fastapi_graph_request", default=None)
+
+
+class Scope:
+    """What a handle call, or a request, learns of the calls below it.
+
+    Args:
+        parent: What is told as well.
+
+    Attributes:
+        degraded: The deployments whose fallback answered in their place.
+    """
+
+    __slots__ = ("degraded", "parent")
+
+    def __init__(self, parent: Scope | None = None) -> None:
+        self.parent = parent
+        self.degraded: tuple[str, ...] = ()
+
+    def degrade(self, names: tuple[str, ...]) -> None:
+        """Note that fallbacks have answered for these deployments."""
+        scope: Scope | None = self
+        while scope is not None:
+            scope.degraded = tuple(dict.fromkeys((*scope.degraded, *names)))
+            scope = scope.parent
+
+
+current_scope: ContextVar[Scope | None] = ContextVar("fastapi_graph_scope", default=None)
+
+
+class Attempt:
+    """Which attempt at a call this is, and how many may follow.
+
+    Args:
+        limit: The call's `max_retries`.
+        number: 1 for the first.
+
+    Attributes:
+        spent: How many retries have been used.
+        avoid: Ids of the replicas that have been sent this call.
+        hedges: Whether it is made only where another replica is free at once.
+    """
+
+    __slots__ = ("avoid", "hedges", "limit", "number", "spent")
+
+    def __init__(self, limit: int = 0, number: int = 1) -> None:
+        self.limit = limit
+        self.number = number
+        self.spent = 0
+        self.avoid: set[str] = set()
+        self.hedges = False
+
+    def again(self) -> bool:
+        """Use up one retry, and say whether there was one left."""
+        self.number += 1
+        self.spent += 1
+        return self.spent <= self.limit
+
+
+current_attempt: ContextVar[Attempt | None] = ContextVar("fastapi_graph_attempt", default=None)
+"""Set by whoever calls a deployment; whoever runs the call takes it out of the context."""
+
+
+class RequestContext(NamedTuple):
+    """Where the current code runs, and for whom.
+
+    Attributes:
+        request_id: Shared by all calls of one request, in every process; over HTTP it is the
+            header `x-request-id`, of the request or else made for it.
+        route: The path of the route in its router, `/` for the root; empty without HTTP.
+        deadline_s: Seconds left until the request has to be answered; None for no deadline.
+        deployment: The deployment whose code runs; empty outside of one.
+        replica: The replica; in-process, the process.
+        attempt: 1, or more for a call that is made again.
+        multiplexed_model_id: The model that is asked for; empty for none.
+    """
+
+    request_id: str
+    route: str
+    deadline_s: float | None
+    deployment: str
+    replica: str
+    attempt: int
+    multiplexed_model_id: str
+
+
+def request_of_context() -> Request:
+    """Return the request of the current context, which begins one if there is none."""
+    request = current_request.get()
+    if request is None:
+        request = Request()
+        current_request.set(request)
+    return request
+
+
+def seconds_left() -> float | None:
+    """Return how much time the current context has; None for no deadline."""
+    deadline = current_deadline.get()
+    if deadline is None:
+        return None
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:  # in a worker thread
+        return deadline - time.monotonic()
+    return deadline - loop.time()
+
+
+def get_request_context() -> RequestContext:
+    """Return where the current code runs, and for whom.
+
+    In a deployment, in an endpoint or dependency of a graph's router, and in what they call.
+    Elsewhere it is the context of a new request.
+    """
+    request, call = request_of_context(), current_call.get()
+    host = call.host if call is not None else None
+    return RequestContext(
+        request_id=request.request_id,
+        route=request.route,
+        deadline_s=seconds_left(),
+        deployment=host.name if host is not None else "",
+        replica=host.replica_id if host is not None else "",
+        attempt=call.attempt if call is not None else 1,
+        multiplexed_model_id=request.multiplexed_model_id,
+    )
