@@ -24,7 +24,7 @@ from fastapi_graph.errors import (
 )
 from fastapi_graph.graph.build import build
 from fastapi_graph.graph.nodes import AccessNode, MethodNode, Node
-from fastapi_graph.handle import DeploymentHandle
+from fastapi_graph.handle import DeploymentHandle, DeploymentResponseGenerator
 from fastapi_graph.settings import GraphSettings
 
 __all__ = ["Graph", "graphs"]
@@ -367,6 +367,19 @@ class Graph:
             ) from None
         finally:
             self._requests.discard(task)
+
+    def stream(self, callee: NamedCallee, args: tuple[Any, ...]) -> DeploymentResponseGenerator:
+        """Start one streaming request of the web process, and return its items.
+
+        Reading them raises `CancelledError` where the graph was stopped before the last one.
+
+        Raises:
+            GraphNotStartedError: The graph does not run.
+            GraphStoppingError: It drains.
+        """
+        items = DeploymentHandle(self._directory, callee.name).remote(*args)
+        assert isinstance(items, DeploymentResponseGenerator)
+        return items
 
 
 def graphs() -> list[Graph]:

@@ -75,8 +75,8 @@ class _DAGDriver:
         if isinstance(response, DeploymentResponseGenerator):
             response.cancel()
             raise GraphDefinitionError(
-                f"the graph at route {route!r} is a generator, which DAGDriver cannot serve; "
-                "call it through the handle of Graph(dag)"
+                f"the graph at route {route!r} is a generator, whose items DAGDriver gives over "
+                "HTTP only; without HTTP call it through the handle of Graph(dag)"
             )
         return await response
 

@@ -10,50 +10,35 @@ handler.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import inspect
 import json
-import logging
-import math
 import threading
-import weakref
-from collections.abc import Callable, Coroutine
-from typing import Any, ClassVar
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from types import MappingProxyType
+from typing import Any
 
-from fastapi import HTTPException, Request, Response
-from fastapi.exceptions import RequestValidationError, ResponseValidationError
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from opentelemetry import trace
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, to_jsonable_python
+from pydantic import TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from fastapi_graph.application import Graph
 from fastapi_graph.context import current_deadline
-from fastapi_graph.errors import (
-    BackPressureError,
-    DeadlineExceededError,
-    GraphStoppingError,
-    InputError,
-    SerializationError,
-)
+from fastapi_graph.disconnects import RECEIVE, Rereadable, Watch, client_left
+from fastapi_graph.errors import DeadlineExceededError, GraphError
+from fastapi_graph.results import Result
+from fastapi_graph.statuses import http_error, unprocessable
 
-__all__ = ["GraphEndpoint", "GraphRoute", "adapter_of"]
-
-logger = logging.getLogger("fastapi_graph")
+__all__ = ["GraphEndpoint", "GraphRoute"]
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
-# A request that takes longer than once or twice this is watched for its client leaving.
-_WATCH_AFTER_S = 0.05
-
 # In a request's scope: no response class but FastAPI's default one is in force.
 _DEFAULT_CLASS = "fastapi_graph.default_class"
-
-# In a request's scope: its `_Rereadable`.
-_RECEIVE = "fastapi_graph.receive"
 
 
 class GraphEndpoint:
@@ -70,6 +55,9 @@ class GraphEndpoint:
         doc: The description for the schema.
     """
 
+    shown_options: Mapping[str, Any] = MappingProxyType({})
+    """Keywords of `add_api_route` for what documents the route."""
+
     def __init__(
         self,
         graph: Graph,
@@ -84,12 +72,16 @@ class GraphEndpoint:
     ) -> None:
         self.__name__ = label.replace(".", "_").lower()
         self.__doc__ = doc
+        self._label = label
         self._graph = graph
         self._callee = callee
+        self._ask: Callable[[tuple[Any, ...]], Awaitable[Any]] = functools.partial(
+            graph.request, callee
+        )
         self._check = check
         self._timeout_s = graph.settings.request_timeout_s
         self._seen = threading.local()
-        self._result = _Result(result_type, label)
+        self._result = Result(result_type, label)
         self._reads_json = body is not None
         self._body = None if body in (None, Any) else TypeAdapter(body)
         parameters = [_keyword("request", Request), _keyword("response", Response)]
@@ -100,13 +92,13 @@ class GraphEndpoint:
             parameters, return_annotation=self._result.annotation
         )
 
+    @property
+    def shown(self) -> Callable[..., Any]:
+        """What documents the route; FastAPI never calls it."""
+        return self
+
     async def __call__(self, request: Request, response: Response, value: Any = None) -> Any:
-        if self._check is not None:
-            try:
-                value = self._check.validate_python(value)
-            except ValidationError as error:
-                raise _unprocessable(error, value) from error
-        result = await self._run(request, value)
+        result = await self._run(request, self._checked(value))
         if isinstance(result, Response):
             return result
         status = response.status_code or 200
@@ -116,6 +108,15 @@ class GraphEndpoint:
         # FastAPI merges what dependencies have set into its own responses only.
         answer.headers.raw.extend(response.headers.raw)
         return answer
+
+    def _checked(self, value: Any) -> Any:
+        """Return what an adapter gave as the declared type."""
+        if self._check is None:
+            return value
+        try:
+            return self._check.validate_python(value)
+        except ValidationError as error:
+            raise unprocessable(error, value) from error
 
     def notice(self, route: APIRoute) -> str:
         """Note the route as it is included somewhere; FastAPI asks for its unique id then.
@@ -160,7 +161,7 @@ class GraphEndpoint:
             except (ValueError, RecursionError):
                 return await noting(request)
             except ClientDisconnect:
-                return _client_left(request)
+                return client_left(request)
             result = await self._run(request, value)
             if isinstance(result, Response):
                 return result
@@ -171,40 +172,21 @@ class GraphEndpoint:
     async def _run(self, request: Request, value: Any) -> Any:
         args = (value,) if self._has_value else ()
         # Without an input nobody reads the body, and JSON has been read already.
-        watch = _Watch(request, self._reads_json or not self._has_value)
+        watch = Watch(request, self._reads_json or not self._has_value)
         try:
             if self._timeout_s is None:
-                return await self._graph.request(self._callee, args)
+                return await self._ask(args)
             return await self._within(self._timeout_s, args)
         except asyncio.CancelledError:
             if not watch.client_left():
                 raise
-            return _client_left(request)
+            return client_left(request)
         except ClientDisconnect:
-            return _client_left(request)
-        except InputError as error:
-            if error.input is not value and not isinstance(value, Request):
-                raise  # of what a node has passed on, not of what the client has sent
-            raise RequestValidationError(
-                [
-                    {
-                        "type": "graph_input",
-                        "loc": ("body", *error.path),
-                        "msg": error.reason,
-                        "input": _said_in_json(value),
-                    }
-                ],
-                body=_said_in_json(value),
-            ) from error
-        except BackPressureError as error:
-            retry_after = str(math.ceil(error.retry_after_s))
-            raise HTTPException(
-                503, "Over capacity, try again later", {"Retry-After": retry_after}
-            ) from error
-        except GraphStoppingError as error:
-            raise HTTPException(503, "Shutting down", {"Retry-After": "1"}) from error
-        except DeadlineExceededError as error:
-            raise HTTPException(504, "The request took too long") from error
+            return client_left(request)
+        except GraphError as error:
+            if (said := http_error(error, value)) is error:
+                raise
+            raise said from error
         finally:
             watch.stop()
 
@@ -212,7 +194,7 @@ class GraphEndpoint:
         token = current_deadline.set(asyncio.get_running_loop().time() + timeout_s)
         try:
             async with asyncio.timeout(timeout_s) as scope:
-                return await self._graph.request(self._callee, args)
+                return await self._ask(args)
         except TimeoutError as error:
             if not scope.expired():
                 raise
@@ -238,50 +220,17 @@ class GraphRoute(APIRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, and keep an eye on its body."""
-        scope[_RECEIVE] = rereadable = _Rereadable(receive)
+        scope[RECEIVE] = rereadable = Rereadable(receive)
         try:
             await super().handle(scope, rereadable, send)
         finally:
             # The server's `receive` refers to the scope: a cycle for the garbage collector.
-            del scope[_RECEIVE]
-
-
-class _Rereadable:
-    """A `receive` that gives its first message again after `take()`.
-
-    `Request.body()` costs more than the rest of reading a small body, but whoever handles an
-    exception of the endpoint has the same request and may want its body.
-
-    Attributes:
-        beyond: The `receive` of the server.
-        ended: Whether the whole body has been received.
-    """
-
-    __slots__ = ("_taken", "beyond", "ended")
-
-    def __init__(self, receive: Receive) -> None:
-        self.beyond = receive
-        self.ended = False
-        self._taken: Message | None = None
-
-    async def __call__(self) -> Message:
-        if self._taken is None:
-            message = await self.beyond()
-            self.ended = not message.get("more_body", False)
-            return message
-        message, self._taken = self._taken, None
-        return message
-
-    async def take(self) -> Message:
-        """Receive the first message, to be given again."""
-        self._taken = message = await self.beyond()
-        self.ended = not message.get("more_body", False)
-        return message
+            del scope[RECEIVE]
 
 
 async def _body(request: Request) -> bytes:
     receive = request.receive
-    if type(receive) is _Rereadable:
+    if type(receive) is Rereadable:
         message = await receive.take()
         if message["type"] == "http.request" and not message.get("more_body"):
             return message.get("body", b"")  # type: ignore[no-any-return]
@@ -314,85 +263,6 @@ class _JsonBytes(Response):
         ]
 
 
-class _Watch:
-    """Cancels the current task when the client of a request leaves.
-
-    Under uvicorn an endpoint goes on for a client that has gone, unless it looks. Most
-    requests are over before that is worth a task: a sweep over all of them, every
-    `_WATCH_AFTER_S`, begins to look at those it meets for the second time.
-    """
-
-    __slots__ = ("_body_is_ours", "_gone", "_met", "_others", "_request", "_task", "_watcher")
-
-    _open: ClassVar[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, set[_Watch]]] = (
-        weakref.WeakKeyDictionary()
-    )
-
-    def __init__(self, request: Request, body_is_ours: bool) -> None:
-        self._request = request
-        self._body_is_ours = body_is_ours
-        self._task = asyncio.current_task()
-        self._watcher: asyncio.Task[None] | None = None
-        self._met = self._gone = False
-        loop = asyncio.get_running_loop()
-        watches = self._open.get(loop)
-        if watches is None:
-            watches = self._open[loop] = set()
-            loop.call_later(_WATCH_AFTER_S, self._sweep, loop)
-        watches.add(self)
-        self._others = watches
-
-    @classmethod
-    def _sweep(cls, loop: asyncio.AbstractEventLoop) -> None:
-        watches = cls._open[loop]
-        if not watches:
-            del cls._open[loop]  # the next request begins anew
-            return
-        for watch in watches:
-            if watch._met and watch._watcher is None:
-                watch._look(loop)
-            watch._met = True
-        loop.call_later(_WATCH_AFTER_S, cls._sweep, loop)
-
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        tracked = self._request.scope.get(_RECEIVE)
-        if tracked is None:  # in a route class of the user's own
-            receive = self._request.receive if self._body_is_ours else None
-        elif self._body_is_ours or tracked.ended or not _has_body(self._request):
-            receive = tracked.beyond
-        else:  # whoever reads the body later must not miss a part of it to us
-            receive = None
-        if receive is not None:
-            self._watcher = loop.create_task(self._listen(receive))
-
-    async def _listen(self, receive: Receive) -> None:
-        try:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-        except Exception as error:
-            logger.debug("cannot watch for the client leaving: %r", error)
-            return
-        self._gone = True
-        if self._task is not None:
-            self._task.cancel()
-
-    def client_left(self) -> bool:
-        """Say whether it cancelled the task, and take that back."""
-        if self._gone and self._task is not None:
-            self._task.uncancel()
-        return self._gone
-
-    def stop(self) -> None:
-        """Look no longer."""
-        self._others.discard(self)
-        if self._watcher is not None:
-            self._watcher.cancel()
-
-
-def _has_body(request: Request) -> bool:
-    return "content-length" in request.headers or "transfer-encoding" in request.headers
-
-
 def _is_json(request: Request) -> bool:
     for name, value in request.scope["headers"]:
         if name == b"content-type":
@@ -402,125 +272,3 @@ def _is_json(request: Request) -> bool:
 
 def _keyword(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
-
-
-def _client_left(request: Request) -> Response:
-    # Nobody receives it; it is what middleware and access logs see.
-    logger.warning("499 %s %s: the client left", request.method, request.url.path)
-    return Response(status_code=499)
-
-
-def _unprocessable(error: ValidationError, value: Any) -> RequestValidationError:
-    errors = error.errors(include_url=False)
-    return RequestValidationError(
-        [
-            {**item, "loc": ("body", *item["loc"]), "input": _said_in_json(item["input"])}
-            for item in errors
-        ],
-        body=_said_in_json(value),
-    )
-
-
-def _said_in_json(value: Any) -> Any:
-    """Return what a validation error may show of a value: None of what JSON cannot say."""
-    try:
-        return to_jsonable_python(value)
-    except ValueError:
-        return None
-
-
-def adapter_of(type_: Any) -> TypeAdapter[Any] | None:
-    """Return what validates a declared type, or None where pydantic cannot."""
-    if type_ is Any:
-        return None
-    for config in (None, ConfigDict(arbitrary_types_allowed=True)):
-        try:
-            return TypeAdapter(type_, config=config)
-        except Exception:  # pydantic raises several kinds for what it cannot describe
-            continue
-    return None
-
-
-class _Result:
-    """How a route's output is said in JSON.
-
-    Attributes:
-        annotation: The declared type as FastAPI should see it; `Any` for what has no schema.
-    """
-
-    def __init__(self, type_: Any, label: str) -> None:
-        self._label = label
-        self._declared: TypeAdapter[Any] | None = None
-        self.annotation = type_
-        if type_ is type(None):
-            self.annotation = None  # to FastAPI, `-> None` declares nothing
-        elif type_ is not Any and not (inspect.isclass(type_) and issubclass(type_, Response)):
-            try:
-                self._declared = TypeAdapter(type_)
-            except Exception:  # such as an array: no schema, but it can be said in JSON
-                self.annotation = Any
-
-    def dump(self, value: Any) -> bytes:
-        """Return the value as JSON, validated against the declared type.
-
-        Raises:
-            ResponseValidationError: It is not of the declared type.
-            SerializationError: It cannot be said in JSON.
-        """
-        declared = self._declared
-        if declared is not None:
-            value = self._validated(declared, value)
-        try:
-            return (declared or _ANY).serializer.to_json(value, by_alias=True)
-        except PydanticSerializationError:
-            return _ANY.dump_json(_plain(value, self._label))
-
-    def plain(self, value: Any) -> Any:
-        """Return the value for FastAPI to validate and serialise: itself, if pydantic can.
-
-        Raises:
-            SerializationError: It cannot be said in JSON.
-        """
-        try:
-            _ANY.dump_json(value)
-        except PydanticSerializationError:
-            return _plain(value, self._label)
-        return value
-
-    def _validated(self, declared: TypeAdapter[Any], value: Any) -> Any:
-        try:
-            return declared.validator.validate_python(value, from_attributes=True)
-        except ValidationError as error:
-            with contextlib.suppress(ValidationError, SerializationError):
-                return declared.validate_python(_plain(value, self._label), from_attributes=True)
-            errors = error.errors(include_url=False)
-            raise ResponseValidationError(
-                errors=[{**item, "loc": ("response", *item["loc"])} for item in errors],
-                body=value,
-            ) from error
-
-
-_ANY: TypeAdapter[Any] = TypeAdapter(Any)
-
-
-def _plain(value: Any, label: str) -> Any:
-    """Return a value in which arrays and frames have become lists."""
-
-    def convert(part: Any) -> Any:
-        for method in ("to_list", "tolist"):  # pandas, numpy
-            if callable(getattr(part, method, None)):
-                return getattr(part, method)()
-        if type(part).__module__.startswith("pandas"):  # a frame
-            return part.to_dict(orient="records")
-        raise SerializationError(
-            f"the result of {label} cannot be said in JSON: it has an instance of "
-            f"{type(part).__qualname__}; return JSON types, pydantic models, dataclasses, arrays "
-            "or a Response"
-        )
-
-    try:
-        return to_jsonable_python(value, fallback=convert)
-    except ValueError as error:
-        raise SerializationError(
-            f"the result of {label} cannot be said in JSON: {error}"
-        ) from error

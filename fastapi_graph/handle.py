@@ -10,14 +10,20 @@ import asyncio
 import concurrent.futures
 import logging
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Generator, Iterator, Sequence
 from contextvars import copy_context
 from typing import Any, Protocol
 
 import anyio
 
 from fastapi_graph.context import Emit, current_call, eager_task
-from fastapi_graph.errors import DeadlockError, GraphError, OptionError, ResponseTimeoutError
+from fastapi_graph.errors import (
+    DeadlockError,
+    GraphDefinitionError,
+    GraphError,
+    OptionError,
+    ResponseTimeoutError,
+)
 from fastapi_graph.request import Scope, current_request, current_scope, request_of_context
 
 __all__ = [
@@ -31,10 +37,7 @@ __all__ = [
 
 logger = logging.getLogger("fastapi_graph")
 
-CALL_OPTIONS = frozenset(
-    {"fallback", "hedge_after_s", "max_retries", "retry_backoff_s", "retry_on", "timeout_s"}
-)
-"""The options of a deployment that are about a call, which a handle may set too."""
+_AS_BEFORE: Any = object()  # stands for an option that is not given, because None may be
 
 
 class Callee(Protocol):
@@ -159,38 +162,61 @@ class DeploymentHandle:
         self,
         *,
         method_name: str | None = None,
+        stream: bool | None = None,
         multiplexed_model_id: str | None = None,
-        **options: Any,
+        timeout_s: float | None = _AS_BEFORE,
+        max_retries: int = _AS_BEFORE,
+        retry_on: type[Exception] | Sequence[type[Exception]] = _AS_BEFORE,
+        retry_backoff_s: float = _AS_BEFORE,
+        hedge_after_s: float | None = _AS_BEFORE,
+        fallback: Any = _AS_BEFORE,
     ) -> DeploymentHandle:
         """Return a handle that makes its calls with other options than the deployment's.
 
+        On the handle to a graph they are about the whole graph, which has no hedge.
+
         Args:
-            method_name: The method to call.
-            multiplexed_model_id: The model to ask for, with `@multiplexed`; the calls below
-                ask for it too.
-            **options: What `@deployment` takes of these: `timeout_s`, `max_retries`,
-                `retry_on`, `retry_backoff_s`, `hedge_after_s` and `fallback`; the fallback of a
-                handle may be another handle. On the handle to a graph they are about the whole
-                graph, which has no hedge.
+            method_name: The method to call; None for the same.
+            stream: Whether the method is a generator. A method says so itself: this only checks
+                that it is so.
+            multiplexed_model_id: The model to ask for; the calls below ask for it too.
+            timeout_s: As in `@deployment`, like those that follow.
+            max_retries: How often a call may be made again.
+            retry_on: After which exceptions.
+            retry_backoff_s: Seconds before the first retry.
+            hedge_after_s: Seconds until a second attempt.
+            fallback: What answers instead; also another handle.
 
         Raises:
-            OptionError: An option is none of these, or its value cannot work.
+            GraphDefinitionError: There is no such method, or `stream` is not true of it.
+            OptionError: A value cannot work.
         """
+        given = {
+            "timeout_s": timeout_s,
+            "max_retries": max_retries,
+            "retry_on": retry_on,
+            "retry_backoff_s": retry_backoff_s,
+            "hedge_after_s": hedge_after_s,
+            "fallback": fallback,
+        }
+        changed = {name: value for name, value in given.items() if value is not _AS_BEFORE}
         model_id = self._model_id if multiplexed_model_id is None else multiplexed_model_id
         if not isinstance(model_id, str):
             raise OptionError(f"{self!r}: multiplexed_model_id={model_id!r} must be a string")
-        if unknown := sorted(options.keys() - CALL_OPTIONS):
-            raise OptionError(
-                f"{self!r}: a handle has no option {', '.join(unknown)}; there are: method_name, "
-                f"multiplexed_model_id, {', '.join(sorted(CALL_OPTIONS))}"
-            )
-        return DeploymentHandle(
+        handle = DeploymentHandle(
             self._source,
             self._name,
             self._method if method_name is None else method_name,
-            {**self._options, **options},
+            {**self._options, **changed},
             model_id,
         )
+        if stream is not None and stream is not self._callee.streams(handle._method):
+            is_, asked = ("no", "stream=True") if stream else ("a", "stream=False")
+            raise GraphDefinitionError(
+                f"{handle!r} is {is_} generator, so .options({asked}) is wrong: leave it out, "
+                + ("or write the method with `yield`" if stream else "and iterate the response")
+            )
+        return handle
 
     def __getattr__(self, name: str) -> DeploymentHandle:
         if name.startswith("_") and name != "__call__":
@@ -490,6 +516,7 @@ class DeploymentResponseGenerator:
         self.scope = scope
         self._home = callee.home()
         self._label = callee.label
+        self._cancelled = False
         send, receive = anyio.create_memory_object_stream[Any](0)
         self._receive = receive
 
@@ -533,8 +560,11 @@ class DeploymentResponseGenerator:
             pump = self._pump
             if isinstance(pump, concurrent.futures.Future):
                 pump = asyncio.ensure_future(_outcome(asyncio.wrap_future(pump)))
-            if not pump.cancelled():
+            try:
                 await asyncio.shield(pump)
+            except asyncio.CancelledError:
+                if not (self._cancelled and pump.cancelled()):
+                    raise  # somebody else has ended it, and there may have been more items
             return _END
 
     def __aiter__(self) -> AsyncIterator[Any]:
@@ -565,6 +595,7 @@ class DeploymentResponseGenerator:
         """Close the generator; False if it has finished already."""
         if self._pump.done():
             return False
+        self._cancelled = True
         if self._home.is_closed():
             return False
         self._home.call_soon_threadsafe(self._receive.close)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Body, Depends
 from pydantic import BaseModel, ImportString, TypeAdapter, ValidationError
 
 from fastapi_graph.application import Graph
 from fastapi_graph.driver import Ingress
-from fastapi_graph.endpoint import GraphEndpoint, GraphRoute, adapter_of
+from fastapi_graph.endpoint import GraphEndpoint, GraphRoute
 from fastapi_graph.errors import GraphDefinitionError
 from fastapi_graph.graph import signatures
 from fastapi_graph.graph.nodes import ClassNode, Node
 from fastapi_graph.graph.plan import DeploymentSpec, Plan
 from fastapi_graph.http_adapters import AnyJson, json_request, starlette_request
+from fastapi_graph.results import adapter_of
 from fastapi_graph.settings import GraphSettings
+from fastapi_graph.streaming import StreamEndpoint, StreamForm
 
 __all__ = ["graph_router"]
 
@@ -29,6 +31,7 @@ def graph_router(
     http_adapter: Any = json_request,
     settings: GraphSettings | None = None,
     lifespan: Any = None,
+    stream: StreamForm | None = None,
     **router_options: Any,
 ) -> APIRouter:
     """Return a router that answers HTTP requests with a graph.
@@ -41,6 +44,10 @@ def graph_router(
     answers GET and POST; a dict of routes answers at each of them. The graph starts and stops
     with the app. Dependencies of the router and of `include_router` always run.
 
+    A generator at the root answers with a stream: as Server-Sent Events or as JSON lines if the
+    request's `Accept` header asks for them, else by the declared type of its items: `bytes` and
+    `str` as they are, `ServerSentEvent` as events, anything else as JSON lines.
+
     Args:
         dag_or_graph: A bound node, a dict of routes, a `DAGDriver`, a driver of your own, or a
             `Graph`.
@@ -51,6 +58,8 @@ def graph_router(
         settings: How to run the graph; by default read from the environment. A `Graph` has
             its own.
         lifespan: A lifespan of your own; it is entered before the graph starts.
+        stream: How every stream is sent, whatever the request asks for: `"sse"`, `"jsonl"`, or
+            `"chunks"` for items of `bytes` or `str`.
         **router_options: Every other keyword of `fastapi.APIRouter`.
 
     Raises:
@@ -77,8 +86,19 @@ def graph_router(
         http_adapter = starlette_request
     router_options.setdefault("max_body_size", graph.settings.max_body_size)
     router = APIRouter(lifespan=_lifespan(graph, lifespan), **router_options)
-    for path, node in ingress.routes.items():
-        endpoint = _endpoint(graph, ingress, node, _load(http_adapter))
+    if stream not in (None, *get_args(StreamForm)):
+        forms = ", ".join(get_args(StreamForm))
+        raise GraphDefinitionError(f"stream={stream!r}: there is no such form; there is: {forms}")
+    endpoints = {
+        path: _endpoint(graph, ingress, node, _load(http_adapter), stream)
+        for path, node in ingress.routes.items()
+    }
+    if stream and not any(isinstance(each, StreamEndpoint) for each in endpoints.values()):
+        raise GraphDefinitionError(
+            f"stream={stream!r}: {ingress.root._label()} (bound at {ingress.root._where}) gives no "
+            "stream; leave `stream` out, or bind a generator last"
+        )
+    for path, endpoint in endpoints.items():
         _add_route(router, path, endpoint, ["GET", "POST"] if ingress.is_driver else ["POST"])
     return router
 
@@ -112,7 +132,9 @@ def _add_route(router: APIRouter, path: str, endpoint: GraphEndpoint, methods: l
     for method in methods:
         # FastAPI takes one operation id per route: with two methods each needs its own.
         name = endpoint.__name__ + ("_get" if method == "GET" else "")
-        router.add_api_route(shown, endpoint, methods=[method], name=name)
+        router.add_api_route(
+            shown, endpoint.shown, methods=[method], name=name, **endpoint.shown_options
+        )
 
 
 def _lifespan(graph: Graph, users: Any) -> Callable[[Any], Any]:
@@ -138,7 +160,9 @@ def _load(adapter: Any) -> Any:
         raise GraphDefinitionError(f"http_adapter {adapter!r}: {reason}") from error
 
 
-def _endpoint(graph: Graph, ingress: Ingress, node: Node, adapter: Any) -> GraphEndpoint:
+def _endpoint(
+    graph: Graph, ingress: Ingress, node: Node, adapter: Any, form: StreamForm | None
+) -> GraphEndpoint:
     root = graph.built.roots[node]
     if isinstance(root, Plan):
         takes, input_type = root.takes_input, root.input_type
@@ -158,16 +182,13 @@ def _endpoint(graph: Graph, ingress: Ingress, node: Node, adapter: Any) -> Graph
         function = spec.method("__call__")
         streams, label = signatures.is_stream(function), spec.name
         result_type, doc = signatures.return_type(function), inspect.getdoc(function)
-    if streams:
-        raise GraphDefinitionError(
-            f"{label} (bound at {node._where}) is a generator: a stream cannot be the answer "
-            "to an HTTP request yet; call it through a handle, or return a list"
-        )
     where: dict[str, Any] = {"label": label, "result_type": result_type, "doc": doc}
     if not ingress.takes_request:
         where |= _input(takes, input_type, adapter, label)
     else:
         where |= {"parameter": Annotated[Any, Depends(adapter)]}
+    if streams:
+        return StreamEndpoint(graph, graph.callee_of(node), form=form, **where)
     return GraphEndpoint(graph, graph.callee_of(node), **where)
 
 

@@ -10,7 +10,16 @@ import dataclasses
 import functools
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from typing import (
     Annotated,
     Any,
@@ -34,6 +43,7 @@ __all__ = [
     "check_fits",
     "has_method",
     "is_stream",
+    "item_type",
     "kind_of",
     "methods_of",
     "parameter_type",
@@ -41,6 +51,8 @@ __all__ = [
     "signature_of",
 ]
 
+
+_STREAMS = (AsyncIterator, AsyncIterable, AsyncGenerator, Iterator, Iterable, Generator)
 
 Kind = Literal["async", "sync", "async stream", "sync stream"]
 
@@ -149,14 +161,25 @@ def is_stream(function: Callable[..., Any]) -> bool:
 
 
 def return_type(function: Callable[..., Any]) -> Any:
-    """Return the annotated return type, or `Any`."""
+    """Return the annotated return type, or `Any`; of a generator `AsyncIterator[its items]`."""
     signature = signature_of(function)
-    if signature is None or is_stream(function):
-        return Any
-    annotation = signature.return_annotation
+    annotation = Any if signature is None else signature.return_annotation
     if annotation is inspect.Signature.empty or isinstance(annotation, str):
-        return Any
+        annotation = Any
+    if is_stream(function):
+        item = item_type(annotation)
+        return types.GenericAlias(AsyncIterator, (Any if item is None else item,))
     return type(None) if annotation is None else annotation
+
+
+def item_type(annotation: Any) -> Any:
+    """Return the type of the items of what is annotated as a stream; None if it is no stream."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if (get_origin(annotation) or annotation) not in _STREAMS:
+        return None
+    arguments = get_args(annotation)
+    return arguments[0] if arguments else Any
 
 
 def parameter_type(
@@ -238,6 +261,10 @@ def access_type(source: Any, access: Access) -> Any:
     origin = type(None) if source is None else get_origin(source) or source
     if origin in (Any, types.UnionType) or not isinstance(origin, type):
         return Any
+    if origin is AsyncIterator:
+        raise GraphDefinitionError(
+            "a generator gives its items one by one, so there is no part of it to read"
+        )
     if access.attribute:
         return _attribute_type(origin, access.key)
     return _item_type(origin, get_args(source), access.key)

@@ -92,13 +92,16 @@ UNSERVABLE = """
     from fastapi_graph import InputNode, deployment
 
     @deployment
+    class Model:
+        def predict(self, number: int) -> int:
+            return number
+
+    dag = Model.bind()
+    plain = 5
+
+    @deployment
     def count(number: int):
         yield from range(number)
-
-    with InputNode() as number:
-        dag = count.bind(number)
-
-    plain = 5
 """
 
 

@@ -89,7 +89,7 @@ WRONG = "Model.forward takes 1 argument (number), bound with 2 arguments"
     [
         ("wrong:dag", WRONG),
         ("wrong:dag", "(bound at wrong.py:10)"),
-        ("unservable:dag", "count (bound at unservable.py:9) is a generator"),
+        ("unservable:dag", "Model (bound at unservable.py:9) is an instance without __call__"),
         ("unservable:plain", "5 is no graph"),
         ("unservable:count", "count is a deployment, not a graph: pass count.bind(...)"),
         ("nowhere:dag", "there is no module 'nowhere'"),

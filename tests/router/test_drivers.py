@@ -339,36 +339,7 @@ def test_slow_body_of_a_plain_graph() -> None:
         connection.close()
 
 
-# Generators
-
-
-@deployment
-async def count(value: int) -> AsyncIterator[int]:
-    for number in range(value):
-        yield number
-
-
-@deployment
-class Counter:
-    def items(self, value: int) -> Iterator[int]:
-        yield from range(value)
-
-    def __call__(self, value: int) -> Iterator[int]:
-        yield from range(value)
-
-
-def generators() -> list[Any]:
-    with InputNode() as x:
-        dags = [count.bind(x), Counter.bind().items.bind(x), Counter.bind(), count.bind()]
-    return [*dags, DAGDriver.bind(dags[0]), {"/a": dags[1]}]
-
-
-@pytest.mark.parametrize("number", range(6))
-def test_generator_root_is_an_error_when_the_router_is_made(number: int) -> None:
-    with pytest.raises(GraphDefinitionError, match="generator") as raised:
-        graph_router(generators()[number])
-    assert "test_drivers.py:" in str(raised.value)
-    assert "list" in str(raised.value)
+# Requests
 
 
 class Question(BaseModel):

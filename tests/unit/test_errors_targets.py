@@ -130,10 +130,8 @@ def test_a_generator_as_an_argument() -> None:
 
 
 def test_a_part_of_a_generator() -> None:
-    with InputNode() as x:
-        items, bound = stream.bind(x), line()
-    with refused("stream", "generator", at=bound):
-        Graph(items[0])
+    with InputNode() as x, refused("stream[0]", "generator"):
+        Graph(stream.bind(x)[0])
 
 
 def test_decorating_twice_or_what_cannot_be() -> None:

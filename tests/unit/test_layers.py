@@ -15,7 +15,21 @@ import fastapi_graph
 # face: it may import anything, and no module imports it.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__init__", "__main__"}),
-    frozenset({"router", "standalone", "cli", "terminal", "endpoint", "http_adapters"}),
+    frozenset(
+        {
+            "router",
+            "standalone",
+            "cli",
+            "terminal",
+            "endpoint",
+            "streaming",
+            "forms",
+            "results",
+            "statuses",
+            "disconnects",
+            "http_adapters",
+        }
+    ),
     frozenset({"application"}),
     frozenset({"driver"}),
     frozenset({"backends"}),
