@@ -44,11 +44,14 @@ if TYPE_CHECKING:
     from fastapi_graph.driver import DAGDriver
     from fastapi_graph.graph.deployment import Deployment, deployment
     from fastapi_graph.graph.nodes import InputNode
+    from fastapi_graph.graph.options import Cache
     from fastapi_graph.handle import (
         DeploymentHandle,
         DeploymentResponse,
         DeploymentResponseGenerator,
     )
+    from fastapi_graph.logs import RequestLogFilter
+    from fastapi_graph.request import RequestContext, get_request_context
     from fastapi_graph.router import graph_router
     from fastapi_graph.settings import GraphSettings
     from fastapi_graph.standalone import run, shutdown
@@ -58,6 +61,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackPressureError",
     "BackendError",
+    "Cache",
     "DAGDriver",
     "DeadlineExceededError",
     "DeadlockError",
@@ -84,6 +88,8 @@ __all__ = [
     "OutputError",
     "RemoteProtocolError",
     "ReplicaLostError",
+    "RequestContext",
+    "RequestLogFilter",
     "ResponseTimeoutError",
     "SerializationError",
     "SettingsError",
@@ -91,6 +97,7 @@ __all__ = [
     "VersionSupersededError",
     "WireError",
     "deployment",
+    "get_request_context",
     "graph_router",
     "run",
     "shutdown",
@@ -105,10 +112,16 @@ _HOMES = {
         "deployment",
     ),
     "graph.nodes": ("InputNode",),
+    "graph.options": ("Cache",),
     "handle": (
         "DeploymentHandle",
         "DeploymentResponse",
         "DeploymentResponseGenerator",
+    ),
+    "logs": ("RequestLogFilter",),
+    "request": (
+        "RequestContext",
+        "get_request_context",
     ),
     "router": ("graph_router",),
     "standalone": (

@@ -25,6 +25,7 @@ from fastapi_graph.errors import (
 from fastapi_graph.graph.build import build
 from fastapi_graph.graph.nodes import AccessNode, MethodNode, Node
 from fastapi_graph.handle import DeploymentHandle, DeploymentResponseGenerator
+from fastapi_graph.logs import log_to_stderr
 from fastapi_graph.settings import GraphSettings
 
 __all__ = ["Graph", "graphs"]
@@ -200,6 +201,8 @@ class Graph:
                     self._forget()
                     raise
                 self._state = "starting"
+                if self.settings.log_format == "json":
+                    log_to_stderr("json")
                 try:
                     await self._backend.start(self.name)
                 except BaseException:

@@ -10,11 +10,12 @@ handler.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import json
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -30,6 +31,7 @@ from fastapi_graph.application import Graph
 from fastapi_graph.context import current_deadline
 from fastapi_graph.disconnects import RECEIVE, Rereadable, Watch, client_left
 from fastapi_graph.errors import DeadlineExceededError, GraphError
+from fastapi_graph.incoming import Incoming, incoming_of
 from fastapi_graph.results import Result
 from fastapi_graph.statuses import http_error, unprocessable
 
@@ -53,6 +55,7 @@ class GraphEndpoint:
         body: The type of the JSON body where no adapter but `json_request` stands before it.
         result_type: The declared type of the output, or `Any`.
         doc: The description for the schema.
+        timeout_s: Seconds that a request may take; None for no limit.
     """
 
     shown_options: Mapping[str, Any] = MappingProxyType({})
@@ -69,6 +72,7 @@ class GraphEndpoint:
         body: Any = None,
         result_type: Any = Any,
         doc: str | None = None,
+        timeout_s: float | None = None,
     ) -> None:
         self.__name__ = label.replace(".", "_").lower()
         self.__doc__ = doc
@@ -79,7 +83,7 @@ class GraphEndpoint:
             graph.request, callee
         )
         self._check = check
-        self._timeout_s = graph.settings.request_timeout_s
+        self._timeout_s = timeout_s
         self._seen = threading.local()
         self._result = Result(result_type, label)
         self._reads_json = body is not None
@@ -98,7 +102,8 @@ class GraphEndpoint:
         return self
 
     async def __call__(self, request: Request, response: Response, value: Any = None) -> Any:
-        result = await self._run(request, self._checked(value))
+        with self._answering(request, response):
+            result = await self._run(request, self._checked(value))
         if isinstance(result, Response):
             return result
         status = response.status_code or 200
@@ -108,6 +113,16 @@ class GraphEndpoint:
         # FastAPI merges what dependencies have set into its own responses only.
         answer.headers.raw.extend(response.headers.raw)
         return answer
+
+    @contextlib.contextmanager
+    def _answering(self, request: Request, response: Response) -> Iterator[None]:
+        """Read the request's headers, and say those of the answer, where no `GraphRoute` does."""
+        if incoming_of(request.scope) is not None:
+            yield
+            return
+        incoming = Incoming(request.scope)
+        yield
+        response.headers.raw.extend(incoming.headers())
 
     def _checked(self, value: Any) -> Any:
         """Return what an adapter gave as the declared type."""
@@ -173,10 +188,14 @@ class GraphEndpoint:
         args = (value,) if self._has_value else ()
         # Without an input nobody reads the body, and JSON has been read already.
         watch = Watch(request, self._reads_json or not self._has_value)
+        incoming = incoming_of(request.scope)
         try:
-            if self._timeout_s is None:
+            timeout_s = self._timeout_s
+            if incoming is not None:
+                timeout_s = incoming.timeout_s(timeout_s)
+            if timeout_s is None:
                 return await self._ask(args)
-            return await self._within(self._timeout_s, args)
+            return await self._within(timeout_s, args)
         except asyncio.CancelledError:
             if not watch.client_left():
                 raise
@@ -184,11 +203,14 @@ class GraphEndpoint:
         except ClientDisconnect:
             return client_left(request)
         except GraphError as error:
-            if (said := http_error(error, value)) is error:
+            if (said := self._said(error, value)) is error:
                 raise
             raise said from error
         finally:
             watch.stop()
+
+    def _said(self, error: GraphError, value: Any) -> Exception:
+        return http_error(error, value, self._graph.settings.over_capacity_status)
 
     async def _within(self, timeout_s: float, args: tuple[Any, ...]) -> Any:
         token = current_deadline.set(asyncio.get_running_loop().time() + timeout_s)
@@ -199,7 +221,7 @@ class GraphEndpoint:
             if not scope.expired():
                 raise
             raise DeadlineExceededError(
-                f"{self.__name__}: no result within request_timeout_s={timeout_s}"
+                f"{self.__name__}: no result within the {timeout_s:g} s of the request"
             ) from error
         finally:
             current_deadline.reset(token)
@@ -219,10 +241,10 @@ class GraphRoute(APIRoute):
         return endpoint.shortcut(standard, self if asked else None)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, and keep an eye on its body."""
+        """Answer a request, read its headers, and keep an eye on its body."""
         scope[RECEIVE] = rereadable = Rereadable(receive)
         try:
-            await super().handle(scope, rereadable, send)
+            await super().handle(scope, rereadable, Incoming(scope).saying(send))
         finally:
             # The server's `receive` refers to the scope: a cycle for the garbage collector.
             del scope[RECEIVE]

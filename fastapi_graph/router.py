@@ -32,6 +32,7 @@ def graph_router(
     settings: GraphSettings | None = None,
     lifespan: Any = None,
     stream: StreamForm | None = None,
+    request_timeout_s: float | None = None,
     **router_options: Any,
 ) -> APIRouter:
     """Return a router that answers HTTP requests with a graph.
@@ -60,6 +61,8 @@ def graph_router(
         lifespan: A lifespan of your own; it is entered before the graph starts.
         stream: How every stream is sent, whatever the request asks for: `"sse"`, `"jsonl"`, or
             `"chunks"` for items of `bytes` or `str`.
+        request_timeout_s: Seconds that a request may take before it is answered with 504; None:
+            what the settings say. A request's header `x-request-timeout-seconds` can shorten it.
         **router_options: Every other keyword of `fastapi.APIRouter`.
 
     Raises:
@@ -89,8 +92,14 @@ def graph_router(
     if stream not in (None, *get_args(StreamForm)):
         forms = ", ".join(get_args(StreamForm))
         raise GraphDefinitionError(f"stream={stream!r}: there is no such form; there is: {forms}")
+    if request_timeout_s is None:
+        request_timeout_s = graph.settings.request_timeout_s
+    elif not request_timeout_s > 0:
+        raise GraphDefinitionError(
+            f"request_timeout_s={request_timeout_s!r} must be a number of seconds above 0"
+        )
     endpoints = {
-        path: _endpoint(graph, ingress, node, _load(http_adapter), stream)
+        path: _endpoint(graph, ingress, node, _load(http_adapter), stream, request_timeout_s)
         for path, node in ingress.routes.items()
     }
     if stream and not any(isinstance(each, StreamEndpoint) for each in endpoints.values()):
@@ -161,7 +170,12 @@ def _load(adapter: Any) -> Any:
 
 
 def _endpoint(
-    graph: Graph, ingress: Ingress, node: Node, adapter: Any, form: StreamForm | None
+    graph: Graph,
+    ingress: Ingress,
+    node: Node,
+    adapter: Any,
+    form: StreamForm | None,
+    timeout_s: float | None,
 ) -> GraphEndpoint:
     root = graph.built.roots[node]
     if isinstance(root, Plan):
@@ -183,6 +197,7 @@ def _endpoint(
         streams, label = signatures.is_stream(function), spec.name
         result_type, doc = signatures.return_type(function), inspect.getdoc(function)
     where: dict[str, Any] = {"label": label, "result_type": result_type, "doc": doc}
+    where["timeout_s"] = timeout_s
     if not ingress.takes_request:
         where |= _input(takes, input_type, adapter, label)
     else:

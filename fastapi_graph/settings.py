@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fastapi_graph.errors import SettingsError
@@ -12,6 +12,11 @@ from fastapi_graph.errors import SettingsError
 __all__ = ["ENV_PREFIX", "GraphSettings"]
 
 ENV_PREFIX = "FASTAPI_GRAPH_"
+
+
+def _number(value: Any) -> Any:
+    """Return a number that the environment says as text."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 class GraphSettings(BaseSettings):
@@ -44,11 +49,22 @@ class GraphSettings(BaseSettings):
         description="Seconds an HTTP request may take before it is answered with 504; "
         "None: no limit.",
     )
+    over_capacity_status: Annotated[Literal[503, 429], BeforeValidator(_number)] = Field(
+        default=503,
+        description="The HTTP status for a request that finds a deployment over its limits. It "
+        "has `Retry-After`. While no replica is ready at all it is 503.",
+    )
     max_body_size: int | None = Field(
         default=None,
         ge=0,
         description="Bytes an HTTP request body may have before it is answered with 413; "
         "None: no limit of the router's own. The router's `max_body_size=` keyword wins.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="`json`: write every log record of a process that runs a graph to stderr, as "
+        "a line of JSON with the request's id and the node. `text`: leave logging in web "
+        "processes as it is; replicas on Ray write lines of text.",
     )
 
     ray_address: str | None = Field(

@@ -16,21 +16,24 @@ from fastapi_graph.errors import (
     GraphError,
     GraphStoppingError,
     InputError,
+    NoReplicaError,
 )
 
 __all__ = ["http_error", "unprocessable"]
 
 
-def http_error(error: GraphError, value: Any) -> Exception:
+def http_error(error: GraphError, value: Any, over_capacity: int = 503) -> Exception:
     """Return the exception to raise instead; the error itself, if HTTP says no more than 500.
 
     Args:
         error: Why there is no result.
         value: What the graph was given.
+        over_capacity: The status for a deployment over its limits.
     """
     if isinstance(error, BackPressureError):
+        status = 503 if isinstance(error, NoReplicaError) else over_capacity
         retry_after = str(math.ceil(error.retry_after_s))
-        return HTTPException(503, "Over capacity, try again later", {"Retry-After": retry_after})
+        return HTTPException(status, "Over capacity, try again later", {"Retry-After": retry_after})
     if isinstance(error, GraphStoppingError):
         return HTTPException(503, "Shutting down", {"Retry-After": "1"})
     if isinstance(error, DeadlineExceededError):

@@ -89,7 +89,8 @@ class StreamEndpoint(GraphEndpoint):
 
     async def __call__(self, request: Request, response: Response, value: Any = None) -> Any:
         form = self._form_for(request)
-        opened = await self._run(request, self._checked(value))
+        with self._answering(request, response):
+            opened = await self._run(request, self._checked(value))
         if isinstance(opened, Response):
             return opened
         assert isinstance(opened, _Opened)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
 from fastapi_graph.errors import GraphDefinitionError
@@ -15,7 +15,7 @@ from fastapi_graph.graph.nodes import (
     Unbound,
     caller_location,
 )
-from fastapi_graph.graph.options import DeploymentOptions
+from fastapi_graph.graph.options import Cache, DeploymentOptions
 
 __all__ = ["Deployment", "deployment"]
 
@@ -127,6 +127,13 @@ def deployment(
     num_replicas: int = ...,
     max_ongoing_requests: int = ...,
     max_queued_requests: int = ...,
+    max_retries: int = ...,
+    retry_on: type[Exception] | Sequence[type[Exception]] = ...,
+    retry_backoff_s: float = ...,
+    hedge_after_s: float | None = ...,
+    timeout_s: float | None = ...,
+    fallback: Any = ...,
+    cache: Cache | None = ...,
     user_config: Any = ...,
     ray_actor_options: dict[str, Any] | None = ...,
     autoscaling_config: dict[str, Any] | None = ...,
@@ -157,6 +164,16 @@ def deployment(target: Any = None, /, **options: Any) -> Any:
             - `max_ongoing_requests` (int, 100): calls that run at once in one replica.
             - `max_queued_requests` (int, -1): calls that may wait beyond those before
               `BackPressureError`; -1 is no limit.
+            - `max_retries` (int, 2): how often a call may be made again: on Ray after the loss of
+              its replica, and everywhere after an exception of `retry_on`.
+            - `retry_on` (exception types, none), `retry_backoff_s` (seconds, 0.05): after which
+              exceptions, and the longest pause before the first retry; it doubles each time.
+            - `hedge_after_s` (seconds): on Ray, make a second attempt on another replica when
+              there is no answer by then, and take the first answer.
+            - `timeout_s` (seconds): for a call with all its attempts.
+            - `fallback`: a value, a function of the same arguments, or a class node or bare
+              function node, that answers when the deployment fails, is late or is over its limits.
+            - `cache` (`Cache`): keep results in the calling processes.
             - `user_config`: passed to the instance's `reconfigure()` at start-up.
             - `health_check_period_s`, `health_check_timeout_s` (seconds, 10 and 30): how
               often the instance's `check_health()` runs and how long it may take.

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, FastAPI
 from fastapi.testclient import TestClient
+from httpx2 import Response
 
 from fastapi_graph import InputNode, deployment, graph_router
 from fastapi_graph.graph.nodes import Node
@@ -72,6 +73,11 @@ def by_hand(
     router.post("")(answering(Annotated[takes, Body()], gives, answer))
     application.include_router(router, prefix=PATH, **(include or {}))
     return application
+
+
+def headers_of(response: Response) -> list[tuple[str, str]]:
+    """Return the headers of a response, without that of the graph's own: the request id."""
+    return [header for header in response.headers.multi_items() if header[0] != "x-request-id"]
 
 
 def client_of(app: FastAPI) -> TestClient:

@@ -27,6 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "results",
             "statuses",
             "disconnects",
+            "incoming",
             "http_adapters",
         }
     ),
@@ -37,7 +38,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"policies", "cache"}),
     frozenset({"executor", "arguments"}),
     frozenset({"dataplane"}),
-    frozenset({"handle", "replica"}),
+    frozenset({"handle", "replica", "logs"}),
     frozenset({"request"}),
     frozenset({"context"}),
     frozenset({"graph"}),

@@ -11,7 +11,9 @@ VALUES = {
     "backend": ("inprocess", "other", "other"),
     "serialize": (False, "1", True),
     "request_timeout_s": (None, "2.5", 2.5),
+    "over_capacity_status": (503, "429", 429),
     "max_body_size": (None, "1024", 1024),
+    "log_format": ("text", "json", "json"),
     "ray_address": (None, "10.0.0.1:6379", "10.0.0.1:6379"),
     "namespace": ("fastapi_graph", "team", "team"),
     "lifetime": ("app", "detached", "detached"),
@@ -61,6 +63,8 @@ BAD = [
     ("request_timeout_s", "0"),
     ("request_timeout_s", "-1"),
     ("max_body_size", "-1"),
+    ("over_capacity_status", "500"),
+    ("log_format", "xml"),
     ("max_body_size", "1 MB"),
 ]
 

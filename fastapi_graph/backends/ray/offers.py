@@ -22,7 +22,14 @@ from fastapi_graph.settings import GraphSettings
 
 __all__ = ["Body", "make_offer"]
 
-_CLIENT_SETTINGS = ("transport", "replica_wait_s", "port_range", "max_message_size", "namespace")
+_CLIENT_SETTINGS = (
+    "transport",
+    "replica_wait_s",
+    "port_range",
+    "max_message_size",
+    "namespace",
+    "log_format",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,7 @@ from fastapi_graph.directory import Directory
 from fastapi_graph.executor import Caller
 from fastapi_graph.graph.containers import rebuild
 from fastapi_graph.graph.plan import HandleRef
+from fastapi_graph.logs import log_to_stderr
 from fastapi_graph.replica import Replica
 
 __all__ = ["ReplicaActor"]
@@ -54,6 +55,7 @@ class ReplicaActor:
         self._boot = boot
         # Before Ray's own, which are those of whichever process made the controller.
         sys.path[:] = dict.fromkeys((*boot.sys_path, *sys.path))
+        log_to_stderr(boot.client_settings.get("log_format", "text"))
         self._loop = asyncio.get_running_loop()
         self._actors = Actors(boot.namespace, _here)
         self._keeper = Keeper()
