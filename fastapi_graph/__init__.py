@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from fastapi_graph.graph.deployment import Deployment, deployment
     from fastapi_graph.graph.nodes import InputNode
     from fastapi_graph.graph.options import Cache
+    from fastapi_graph.graph.virtual import shadow, split
     from fastapi_graph.handle import (
         DeploymentHandle,
         DeploymentResponse,
@@ -100,7 +101,9 @@ __all__ = [
     "get_request_context",
     "graph_router",
     "run",
+    "shadow",
     "shutdown",
+    "split",
 ]
 
 # Names are imported when they are first used: a replica that hosts one model needs no FastAPI.
@@ -113,6 +116,10 @@ _HOMES = {
     ),
     "graph.nodes": ("InputNode",),
     "graph.options": ("Cache",),
+    "graph.virtual": (
+        "shadow",
+        "split",
+    ),
     "handle": (
         "DeploymentHandle",
         "DeploymentResponse",

@@ -74,6 +74,7 @@ class Graph:
             uuid.uuid4().hex,
             interfaces=lambda deployment: self.built.deployments[deployment].interface,
             plans=self.built.plans,
+            virtual=self.built.virtual,
             caller_of=lambda name: self._backend.caller(name),  # noqa: PLW0108 - it exists later
             home=self.home,
         )
@@ -105,14 +106,14 @@ class Graph:
 
         Args:
             node_or_name: The node that was bound, or the deployment's name. A method's node
-                gives a handle that calls this method.
+                gives a handle that calls this method. What `split` or `shadow` gave will do too.
 
         Raises:
             GraphDefinitionError: The graph has no such deployment.
         """
-        spec = self.built.deployment_of(node_or_name)
+        name = self.built.name_of(node_or_name)
         method = node_or_name._name if isinstance(node_or_name, MethodNode) else "__call__"
-        return DeploymentHandle(self._directory, spec.name, method)
+        return DeploymentHandle(self._directory, name, method)
 
     def provide(
         self, node_or_name: Node | str | None = None
@@ -146,7 +147,7 @@ class Graph:
         handles too. Entered before the graph starts, the real constructor does not run.
 
         Args:
-            node_or_name: As in `handle_of`.
+            node_or_name: As in `handle_of`; of a split or a shadow, replace the alternatives.
             fake: An instance with the methods that are called, or a callable that answers
                 each of them; sync or async.
 
@@ -264,6 +265,27 @@ class Graph:
     def status(self) -> list[DeploymentStatus]:
         """Return the state of every deployment, in start order."""
         return self._backend.status()
+
+    def traffic(self, node_or_name: Node | str) -> dict[str, int]:
+        """Return how a split or a shadow has spread the calls made in this process.
+
+        Args:
+            node_or_name: What `split` or `shadow` gave, a node of one of its methods, or its name.
+
+        Returns:
+            Of a split, the calls that went to each alternative, by its name. Of a shadow, under
+            `copied` the copies that were sent, under `failed` those of them that failed, and under
+            `dropped` those that were not sent, or found no room at the other end.
+
+        Raises:
+            GraphDefinitionError: The graph has no such node.
+        """
+        name = self.built.name_of(node_or_name)
+        if name not in self.built.virtual:
+            raise GraphDefinitionError(
+                f"{name} is a deployment, and not what split() or shadow() gave; see status()"
+            )
+        return self._directory.traffic(name)
 
     async def _drain(self) -> None:
         options = [spec.options for spec in self.built.deployments.values()]
@@ -398,5 +420,7 @@ def _default_name(graph: Graph) -> str:
         node = next(iter(graph.ingress.routes.values()))
     while isinstance(node, AccessNode):
         node = node._source
-    spec = graph.built.deployment_of(node)
-    return f"{spec.target.__module__}.{spec.name}"
+    name = graph.built.name_of(node)
+    while name in graph.built.virtual:
+        name = graph.built.virtual[name].alternatives[0]
+    return f"{graph.built.deployments[name].target.__module__}.{name}"

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from fastapi_graph.alternatives import VirtualCaller, virtual_caller
 from fastapi_graph.cache import ResultCache
 from fastapi_graph.context import Emit
 from fastapi_graph.dataplane.values import Kept
@@ -16,7 +17,7 @@ from fastapi_graph.errors import UnknownMethodError
 from fastapi_graph.executor import Caller, Executor
 from fastapi_graph.graph.nodes import caller_location
 from fastapi_graph.graph.options import NO_FALLBACK, DeploymentOptions
-from fastapi_graph.graph.plan import HandleRef, Interface, Plan, Root
+from fastapi_graph.graph.plan import HandleRef, Interface, Plan, Root, Virtual
 from fastapi_graph.handle import DeploymentHandle, register
 from fastapi_graph.policies import PolicyCaller, substitute
 from fastapi_graph.replica import Replica
@@ -32,7 +33,8 @@ class Directory:
             runs it.
         interfaces: From a deployment's name to what callers have to know of it.
         plans: By name.
-        caller_of: From a deployment's name to what calls it in this process.
+        virtual: The virtual deployments, by name; they are called by their alternatives' callers.
+        caller_of: From the name of any other deployment to what calls it in this process.
         home: Returns the loop on which calls run, or raises if there is none.
     """
 
@@ -42,6 +44,7 @@ class Directory:
         *,
         interfaces: Callable[[str], Interface],
         plans: Mapping[str, Plan],
+        virtual: Mapping[str, Virtual],
         caller_of: Callable[[str], Caller],
         home: Callable[[], asyncio.AbstractEventLoop],
     ) -> None:
@@ -49,6 +52,8 @@ class Directory:
         self.home = home
         self._interfaces = interfaces
         self._plans = plans
+        self._virtual = virtual
+        self._virtual_callers: dict[str, VirtualCaller] = {}
         self._caller_of = caller_of
         self._callees: dict[str, NamedCallee] = {}
         self._callers: dict[str, Caller] = {}
@@ -69,24 +74,44 @@ class Directory:
             plan = self._plans.get(name)
             callee: NamedCallee
             if plan is None:
-                callee = _DeploymentCallee(self, self._interfaces(name))
+                callee = _DeploymentCallee(self, self.interface(name))
             else:
                 callee = _PlanCallee(self, plan)
             return self._callees.setdefault(name, callee)
 
+    def interface(self, name: str) -> Interface:
+        """Return what callers have to know of a deployment, or of what stands for several."""
+        virtual = self._virtual.get(name)
+        return self._interfaces(name) if virtual is None else virtual.interface
+
+    def traffic(self, name: str) -> dict[str, int]:
+        """Return how this process has spread the calls of a virtual deployment."""
+        return dict(self._virtual_caller(name).traffic)
+
+    def _virtual_caller(self, name: str) -> VirtualCaller:
+        try:
+            return self._virtual_callers[name]
+        except KeyError:
+            virtual = self._virtual[name]
+            callers = [self.caller(alternative) for alternative in virtual.alternatives]
+            caller = virtual_caller(virtual, callers, self.pending)
+            return self._virtual_callers.setdefault(name, caller)
+
     def caller(self, deployment: str) -> Caller:
         """Return what calls a deployment as its options ask for."""
         if deployment not in self._callers:
-            interface = self._interfaces(deployment)
-            caller = self._caller_of(deployment)
+            interface = self.interface(deployment)
+            caller = self.attempt(deployment)
             if interface.options.has_policy:
                 where, options = interface.where, interface.options
                 caller = self.policy(caller, deployment, where, options)
             self._callers[deployment] = caller
         return self._callers[deployment]
 
-    def uncached(self, deployment: str) -> Caller:
+    def attempt(self, deployment: str) -> Caller:
         """Return what makes one attempt at a call of a deployment."""
+        if deployment in self._virtual:
+            return self._virtual_caller(deployment)
         return self._caller_of(deployment)
 
     def policy(
@@ -185,7 +210,7 @@ class _DeploymentCallee(NamedCallee):
     def with_options(self, options: dict[str, Any]) -> NamedCallee:
         interface, directory = self._interface, self._directory
         merged = _merged(f"handle to {self.label}", interface.options, options)
-        base = directory.uncached(interface.name)
+        base = directory.attempt(interface.name)
         caller = directory.policy(base, interface.name, interface.where, merged)
         return _DeploymentCallee(directory, interface, caller)
 

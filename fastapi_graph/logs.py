@@ -42,7 +42,7 @@ class JsonFormatter(logging.Formatter):
     Records have to pass a `RequestLogFilter` first.
     """
 
-    converter = staticmethod(time.gmtime)  # type: ignore[assignment]
+    converter = staticmethod(time.gmtime)
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as a line of JSON."""

@@ -13,10 +13,10 @@ from pydantic import BaseModel, ImportString, TypeAdapter, ValidationError
 from fastapi_graph.application import Graph
 from fastapi_graph.driver import Ingress
 from fastapi_graph.endpoint import GraphEndpoint, GraphRoute
-from fastapi_graph.errors import GraphDefinitionError
+from fastapi_graph.errors import GraphDefinitionError, UnknownMethodError
 from fastapi_graph.graph import signatures
-from fastapi_graph.graph.nodes import ClassNode, Node
-from fastapi_graph.graph.plan import DeploymentSpec, Plan
+from fastapi_graph.graph.nodes import Node, Target, targets_of
+from fastapi_graph.graph.plan import Plan
 from fastapi_graph.http_adapters import AnyJson, json_request, starlette_request
 from fastapi_graph.results import adapter_of
 from fastapi_graph.settings import GraphSettings
@@ -179,23 +179,17 @@ def _endpoint(
 ) -> GraphEndpoint:
     root = graph.built.roots[node]
     if isinstance(root, Plan):
-        takes, input_type = root.takes_input, root.input_type
-        streams, result_type, label = root.streams, root.output_type, root.label
-        doc = None
-        if not root.output.path:
-            step = root.steps[-1]
-            doc = inspect.getdoc(graph.built.deployments[step.deployment].method(step.method))
+        label, streams = root.label, root.streams
+        takes, input_type, result_type = root.takes_input, root.input_type, root.output_type
+        targets = targets_of(node)
     else:
-        spec = graph.built.deployment_of(root.deployment)
-        if isinstance(node, ClassNode) and not node._has("__call__"):
-            raise GraphDefinitionError(
-                f"{spec.name} (bound at {spec.where}) is an instance without __call__, so it does "
-                f"not answer requests: bind one of its methods, {spec.name}.method.bind(...)"
-            )
-        takes, input_type = _parameter(spec)
-        function = spec.method("__call__")
-        streams, label = signatures.is_stream(function), spec.name
-        result_type, doc = signatures.return_type(function), inspect.getdoc(function)
+        label = root.deployment
+        targets = _targets_of_call(node, label)
+        takes, input_type = _parameter(targets, label, node._where)
+        streams = signatures.is_stream(targets[0].function)
+        answers = [target.function for target in targets if target.answers]
+        result_type = signatures.either([*map(signatures.return_type, answers)])
+    doc = inspect.getdoc(targets[0].function) if targets else None
     where: dict[str, Any] = {"label": label, "result_type": result_type, "doc": doc}
     where["timeout_s"] = timeout_s
     if not ingress.takes_request:
@@ -233,20 +227,36 @@ def _input(takes: bool, input_type: Any, adapter: Any, label: str) -> dict[str, 
     return {"parameter": parameter, "check": adapter_of(input_type)}
 
 
-def _parameter(spec: DeploymentSpec) -> tuple[bool, Any]:
-    """Return whether a deployment that is served as it is takes a value, and of which type."""
-    function = spec.method("__call__")
-    signature = signatures.signature_of(function)
-    if signature is None:
-        return True, Any
-    parameters = list(signature.parameters.values())[1 if spec.is_class else 0 :]
-    signatures.check_arguments(
-        f"{spec.name}, served with one value,",
-        function,
-        (None,) if parameters else (),
-        {},
-        spec.where,
-        method=spec.is_class,
+def _targets_of_call(node: Node, label: str) -> tuple[Target, ...]:
+    """Return what a request to something that is served as it is comes to."""
+    try:
+        return targets_of(node)
+    except UnknownMethodError:
+        raise GraphDefinitionError(
+            f"{label} (bound at {node._where}) is an instance without __call__, so it does "
+            f"not answer requests: bind one of its methods, {label}.method.bind(...)"
+        ) from None
+
+
+def _parameter(targets: tuple[Target, ...], label: str, where: str) -> tuple[bool, Any]:
+    """Return whether what is served as it is takes a value, and of which type."""
+    signed = [(target, signatures.signature_of(target.function)) for target in targets]
+    takes = any(
+        signature is None or len(signature.parameters) > target.takes_self
+        for target, signature in signed
     )
-    _, declared = signatures.parameter_type(function, 0, method=spec.is_class)
-    return bool(parameters), declared if adapter_of(declared) is not None else Any
+    declared: list[Any] = []
+    for target in targets:
+        _, type_ = signatures.parameter_type(target.function, 0, method=target.takes_self)
+        if target.answers:
+            declared.append(type_)
+        signatures.check_arguments(
+            f"{label}, served with one value,",
+            target.function,
+            (None,) if takes else (),
+            {},
+            where,
+            method=target.takes_self,
+        )
+    type_ = signatures.either(declared)
+    return takes, type_ if adapter_of(type_) is not None else Any

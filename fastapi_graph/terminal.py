@@ -21,6 +21,7 @@ from fastapi_graph.application import Graph, graphs
 from fastapi_graph.backends import DeploymentStatus
 from fastapi_graph.graph.build import inputs_of
 from fastapi_graph.graph.nodes import AccessNode, InputNode, Node
+from fastapi_graph.graph.virtual import Rule, Shadow
 
 __all__ = [
     "console",
@@ -196,7 +197,25 @@ def graph_tree(graph: Graph, prefix: str | None = None) -> Tree:
             replicas = f"num_replicas={wanted}, but 1 in each process with this backend"
         holds = f", has handles to {', '.join(sorted(spec.requires))}" if spec.requires else ""
         deployments.add(f"{spec.name}: {replicas}{holds} ({spec.where})")
+    if graph.built.virtual:
+        virtual = tree.add("splits and shadows")
+        for each in graph.built.virtual.values():
+            said = _spread(each.rule, each.alternatives)
+            virtual.add(f"{each.interface.name}: {said} ({each.interface.where})")
     return tree
+
+
+def _spread(rule: Rule, alternatives: tuple[str, ...]) -> str:
+    """Say where calls go."""
+    if isinstance(rule, Shadow):
+        answers, copied = alternatives
+        return f"{answers} answers, {rule.share:.4g} of the calls are copied to {copied}"
+    total = sum(rule.weights)
+    shares = zip(alternatives, rule.weights, strict=True)
+    said = ", ".join(f"{weight / total:.4g} to {name}" for name, weight in shares)
+    if rule.sticky_by is None:
+        return said
+    return f"{said}, sticky by {getattr(rule.sticky_by, '__name__', repr(rule.sticky_by))}"
 
 
 def _add_node(tree: Tree, node: Node, seen: set[Node]) -> None:

@@ -14,19 +14,25 @@ from fastapi_graph.graph.nodes import (
     DeploymentNode,
     FunctionNode,
     InputNode,
+    InstanceNode,
     MethodNode,
     Node,
     children,
+    targets_of,
 )
+from fastapi_graph.graph.options import DeploymentOptions
 from fastapi_graph.graph.plan import (
     BuiltGraph,
     DeploymentSpec,
     HandleRef,
+    Interface,
     Plan,
     Read,
     Root,
     Step,
+    Virtual,
 )
+from fastapi_graph.graph.virtual import VirtualNode
 
 __all__ = [
     "BuiltGraph",
@@ -51,7 +57,7 @@ def build(*nodes: Node) -> BuiltGraph:
         GraphDefinitionError: The graph is wrong. The message has the `file:line`.
     """
     for node in nodes:
-        if not isinstance(node, DeploymentNode | MethodNode | AccessNode):
+        if not isinstance(node, DeploymentNode | VirtualNode | MethodNode | AccessNode):
             raise _not_a_graph(node)
     order = _depth_first(nodes, _direct)
     for node in nodes:
@@ -76,6 +82,8 @@ def _direct(node: Node) -> Iterator[Node]:
     """Yield what `node` was bound to, in the order in which it is written."""
     if isinstance(node, AccessNode):
         yield node._source
+    elif isinstance(node, VirtualNode):
+        yield from node._alternatives
     elif isinstance(node, DeploymentNode | MethodNode):
         if isinstance(node, MethodNode):
             yield node._owner
@@ -109,6 +117,8 @@ class _Builder:
     def __init__(self, order: list[Node]) -> None:
         self._order = order
         self._names = _names([node for node in order if isinstance(node, DeploymentNode)])
+        self._requires: dict[Node, frozenset[str]] = {}
+        self._virtual: dict[str, Virtual] = {}
         self._roots: dict[Node, Root] = {}
         self._plans: dict[str, Plan] = {}
 
@@ -116,16 +126,42 @@ class _Builder:
         specs = {}
         for node in self._order:
             if isinstance(node, DeploymentNode):
-                specs[self._names[node]] = self._spec(node)
+                name = self._names[node]
+                self._requires[node] = frozenset({name})
+                specs[name] = self._spec(node)
+            elif isinstance(node, VirtualNode):
+                virtual = self._add_virtual(node)
+                self._virtual[virtual.interface.name] = virtual
         roots = {node: self._root(node) for node in nodes}
-        return BuiltGraph(specs, roots, self._plans, self._names)
+        return BuiltGraph(specs, self._virtual, roots, self._plans, self._names)
+
+    def _add_virtual(self, node: VirtualNode) -> Virtual:
+        alternatives = tuple(self._names[alternative] for alternative in node._alternatives)
+        base = f"{node._rule.word}({', '.join(alternatives)})"
+        name, number = base, 0
+        while name in self._names.values():
+            number += 1
+            name = f"{base}_{number}"
+        self._names[node] = name
+        required = (self._requires[alternative] for alternative in node._alternatives)
+        self._requires[node] = frozenset().union(*required)
+        methods = {
+            method: signatures.is_stream(node._targets(method)[0].function)
+            for method in node._methods()
+        }
+        return Virtual(
+            interface=Interface(name, DeploymentOptions(), node._where, methods, is_class=True),
+            alternatives=alternatives,
+            rule=node._rule,
+            requires=self._requires[node],
+        )
 
     def _spec(self, node: DeploymentNode) -> DeploymentSpec:
         requires: set[str] = set()
 
         def refer(child: Node) -> Root:
             root = self._root(child)
-            requires.update(root.requires if isinstance(root, Plan) else {root.deployment})
+            requires.update(root.requires if isinstance(root, Plan) else self._requires[child])
             return root
 
         args: tuple[Any, ...] = ()
@@ -147,7 +183,7 @@ class _Builder:
     def _root(self, node: Node) -> Root:
         """Return what a handle to `node` stands for."""
         if node not in self._roots:
-            if isinstance(node, ClassNode) or (isinstance(node, FunctionNode) and node._is_bare):
+            if isinstance(node, InstanceNode) or (isinstance(node, FunctionNode) and node._is_bare):
                 self._roots[node] = HandleRef(self._names[node])
             else:
                 self._roots[node] = self._plan(node)
@@ -195,7 +231,7 @@ class _Builder:
         last: bool,
     ) -> Step:
         owner = node._owner if isinstance(node, MethodNode) else node
-        requires.add(self._names[owner])
+        requires |= self._requires[owner]
         if _streams(node) and not last:
             raise GraphDefinitionError(
                 f"{node._label()} is a generator: it can be the output of a graph, or be called "
@@ -207,8 +243,8 @@ class _Builder:
         needs: set[int] = set()
 
         def refer(child: Node) -> Read | HandleRef:
-            if isinstance(child, ClassNode):
-                requires.add(self._names[child])
+            if isinstance(child, InstanceNode):
+                requires.update(self._requires[child])
                 return HandleRef(self._names[child])
             read = _read(child, slots)
             if read.slot:
@@ -229,7 +265,7 @@ class _Builder:
 
 def inputs_of(node: Node) -> Iterator[Node]:
     """Yield what `node` takes as a value: a class node is none, it is passed as a handle."""
-    return (child for child in _direct(node) if not isinstance(child, ClassNode))
+    return (child for child in _direct(node) if not isinstance(child, InstanceNode))
 
 
 def _read(node: Node, slots: Mapping[Node, int]) -> Read:
@@ -238,9 +274,7 @@ def _read(node: Node, slots: Mapping[Node, int]) -> Read:
 
 
 def _streams(node: FunctionNode | MethodNode) -> bool:
-    if isinstance(node, MethodNode):
-        return signatures.is_stream(node._owner._method(node._name))
-    return signatures.is_stream(node._deployment.target)
+    return signatures.is_stream(targets_of(node)[0].function)
 
 
 def _names(nodes: list[DeploymentNode]) -> dict[Node, str]:

@@ -8,6 +8,7 @@ what it gives to pickle.
 from __future__ import annotations
 
 import copyreg
+import dataclasses
 import dis
 import enum
 import functools
@@ -22,7 +23,15 @@ from fastapi_graph.errors import GraphDefinitionError
 from fastapi_graph.graph.deployment import Deployment
 from fastapi_graph.graph.nodes import Node
 from fastapi_graph.graph.options import DeploymentOptions
-from fastapi_graph.graph.plan import BuiltGraph, DeploymentSpec, HandleRef, Plan, Read, Root
+from fastapi_graph.graph.plan import (
+    BuiltGraph,
+    DeploymentSpec,
+    HandleRef,
+    Plan,
+    Read,
+    Root,
+    Virtual,
+)
 from fastapi_graph.graph.targets import Sources, import_path, is_importable
 
 __all__ = ["fingerprint"]
@@ -59,7 +68,8 @@ def fingerprint(built: BuiltGraph) -> str:
 
     It covers, for every deployment, its name, its code with the source of all modules under the
     project root that its module imports, the arguments it was bound to and the options that only
-    a new replica can take, and the arguments of every call. It depends neither on the folder
+    a new replica can take, the arguments of every call, and how calls are split or shadowed. It
+    depends neither on the folder
     that the project is in nor on the process.
 
     Args:
@@ -73,6 +83,7 @@ def fingerprint(built: BuiltGraph) -> str:
     """
     sources = Sources()
     deployments = [_deployment(built.deployments[name], sources) for name in built.deployments]
+    deployments += [_virtual(virtual, sources) for virtual in built.virtual.values()]
     roots = [_root(root, sources) for root in built.roots.values()]
     modules = [_digest("module", name.encode(), digest) for name, digest in sources.digests()]
     return _digest("graph", *map(_unordered, (deployments, roots, modules))).hex()
@@ -83,6 +94,14 @@ def _deployment(spec: DeploymentSpec, sources: Sources) -> bytes:
     options = {name: getattr(spec.options, name) for name in _OPTIONS}
     parts = (spec.name, spec.target, spec.args, spec.kwargs, options)
     return _digest("deployment", _said(parts, sources, f"{spec.name} (bound at {spec.where})"))
+
+
+def _virtual(virtual: Virtual, sources: Sources) -> bytes:
+    interface, rule = virtual.interface, virtual.rule
+    parts = [getattr(rule, field.name) for field in dataclasses.fields(rule)]
+    said = (interface.name, virtual.alternatives, rule.word, parts)
+    owner = f"{interface.name} (bound at {interface.where})"
+    return _digest("virtual", _said(said, sources, owner))
 
 
 def _root(root: Root, sources: Sources) -> bytes:

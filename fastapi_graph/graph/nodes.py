@@ -11,7 +11,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
 from fastapi_graph.errors import GraphDefinitionError, UnknownMethodError
 from fastapi_graph.graph import signatures
@@ -26,12 +26,15 @@ __all__ = [
     "DeploymentNode",
     "FunctionNode",
     "InputNode",
+    "InstanceNode",
     "MethodBinder",
     "MethodNode",
     "Node",
+    "Target",
     "Unbound",
     "caller_location",
     "children",
+    "targets_of",
 ]
 
 _PACKAGE = __name__.partition(".")[0]
@@ -44,6 +47,22 @@ def caller_location() -> str:
         frame = frame.f_back
     path, here = frame.f_code.co_filename, f"{Path.cwd()}/"
     return f"{path.removeprefix(here)}:{frame.f_lineno}"
+
+
+class Target(NamedTuple):
+    """A function that a call of a node comes to.
+
+    Attributes:
+        label: What messages call it.
+        function: The function, unbound if it is a method.
+        takes_self: Whether it is a method that takes `self` first.
+        answers: Whether the call returns what it returns.
+    """
+
+    label: str
+    function: Callable[..., Any]
+    takes_self: bool = False
+    answers: bool = True
 
 
 class Node:
@@ -60,6 +79,10 @@ class Node:
     def _value_type(self) -> Any:
         """Return the declared type of the value, or `Any`."""
         return Any
+
+    def _value_types(self) -> tuple[Any, ...]:
+        """Return the declared types between which it is open which one the value has."""
+        return (self._value_type(),)
 
     def _access(self, access: Access) -> AccessNode:
         where = caller_location()
@@ -217,8 +240,50 @@ class FunctionNode(DeploymentNode):
     def _value_type(self) -> Any:
         return signatures.return_type(self._deployment.target)
 
+    def _methods(self) -> list[str]:
+        return ["__call__"]
 
-class ClassNode(DeploymentNode):
+    def _targets(self, method: str) -> tuple[Target, ...]:
+        if method != "__call__":
+            raise UnknownMethodError(
+                f"{self._label()} is a function and has no method {method!r} "
+                f"(bound at {self._where}, used at {caller_location()})"
+            )
+        return (Target(self._label(), self._deployment.target),)
+
+
+class InstanceNode(Node):
+    """A node that is no value: its methods are bound, and it is passed on as a handle."""
+
+    def _methods(self) -> list[str]:
+        """Return the names of its methods."""
+        raise NotImplementedError
+
+    def _targets(self, method: str) -> tuple[Target, ...]:
+        """Return what a call of a method comes to.
+
+        Raises:
+            UnknownMethodError: There is no such method.
+        """
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") and name != "__call__":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self._targets(name)
+        return MethodBinder(self, name)
+
+    # A property, so that `node.__call__.bind(...)` works like any other method.
+    @property
+    def __call__(self) -> MethodBinder:
+        self._targets("__call__")
+        return MethodBinder(self, "__call__")
+
+    def __getitem__(self, key: Any) -> Any:
+        self._refuse("indexed", "it is an instance, not a value; bind one of its methods")
+
+
+class ClassNode(InstanceNode, DeploymentNode):
     """A class bound to constructor arguments: `node.method.bind(...)` calls the instance."""
 
     def __init__(
@@ -248,20 +313,12 @@ class ClassNode(DeploymentNode):
             f"(bound at {self._where}, used at {caller_location()})"
         )
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") and name != "__call__":
-            raise AttributeError(f"'ClassNode' object has no attribute {name!r}")
-        self._method(name)
-        return MethodBinder(self, name)
+    def _methods(self) -> list[str]:
+        return signatures.methods_of(self._deployment.target)
 
-    # A property, so that `node.__call__.bind(...)` works like any other method.
-    @property
-    def __call__(self) -> MethodBinder:
-        self._method("__call__")
-        return MethodBinder(self, "__call__")
-
-    def __getitem__(self, key: Any) -> Any:
-        self._refuse("indexed", "it is an instance, not a value; bind one of its methods")
+    def _targets(self, method: str) -> tuple[Target, ...]:
+        function = self._method(method)
+        return (Target(f"{self._label()}.{method}", function, _takes_self(self, method)),)
 
 
 class Unbound:
@@ -275,7 +332,7 @@ class Unbound:
 class MethodBinder(Unbound):
     """`node.method`, waiting for its `.bind(...)`."""
 
-    def __init__(self, node: ClassNode, name: str) -> None:
+    def __init__(self, node: InstanceNode, name: str) -> None:
         self._node = node
         self._name = name
 
@@ -306,23 +363,37 @@ class MethodNode(Node):
     """A method of a bound class, bound to arguments; its value is what the method returns."""
 
     def __init__(
-        self, owner: ClassNode, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, owner: InstanceNode, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         self._owner = owner
         self._name = name
         self._args = args
         self._kwargs = kwargs
         self._where = caller_location()
-        method = owner._method(name)
-        _check_call(
-            self._label(), method, args, kwargs, self._where, method=_takes_self(owner, name)
-        )
+        own = self._label()
+        for label, function, takes_self, _ in owner._targets(name):
+            shown = label if label == own else f"{own}: {label}"
+            _check_call(shown, function, args, kwargs, self._where, method=takes_self)
 
     def _label(self) -> str:
         return f"{self._owner._label()}.{self._name}"
 
     def _value_type(self) -> Any:
-        return signatures.return_type(self._owner._method(self._name))
+        return signatures.either(self._value_types())
+
+    def _value_types(self) -> tuple[Any, ...]:
+        return tuple(
+            signatures.return_type(target.function) for target in targets_of(self) if target.answers
+        )
+
+
+def targets_of(node: Node) -> tuple[Target, ...]:
+    """Return what a call of a node comes to; nothing for the input, or a part of a value."""
+    if isinstance(node, MethodNode):
+        return node._owner._targets(node._name)
+    if isinstance(node, FunctionNode | InstanceNode):
+        return node._targets("__call__")
+    return ()
 
 
 def _takes_self(owner: ClassNode, name: str) -> bool:
@@ -347,16 +418,17 @@ def _check_call(
     for argument, value in arguments:
         for child in children(value, label, where):
             _check_open(child, label, where)
-        if isinstance(value, Node) and not isinstance(value, ClassNode):
+        if isinstance(value, Node) and not isinstance(value, InstanceNode):
             name, expected = signatures.parameter_type(function, argument, method=method)
-            signatures.check_fits(
-                value._value_type(),
-                expected,
-                lambda produced, wanted, name=name, value=value: (  # type: ignore[misc]
-                    f"{label}: parameter {name!r} is {wanted}, but {value._label()} "
-                    f"(bound at {value._where}) gives {produced} (bound at {where})"
-                ),
-            )
+            for given in value._value_types():
+                signatures.check_fits(
+                    given,
+                    expected,
+                    lambda produced, wanted, name=name, value=value: (  # type: ignore[misc]
+                        f"{label}: parameter {name!r} is {wanted}, but {value._label()} "
+                        f"(bound at {value._where}) gives {produced} (bound at {where})"
+                    ),
+                )
 
 
 def _check_open(child: Node, label: str, where: str) -> None:

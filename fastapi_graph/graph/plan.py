@@ -14,9 +14,10 @@ from typing import Any
 
 from fastapi_graph.errors import GraphDefinitionError, UnknownMethodError
 from fastapi_graph.graph import signatures
-from fastapi_graph.graph.nodes import DeploymentNode, MethodNode, Node
+from fastapi_graph.graph.nodes import FunctionNode, InstanceNode, MethodNode, Node
 from fastapi_graph.graph.options import DeploymentOptions
 from fastapi_graph.graph.signatures import Access
+from fastapi_graph.graph.virtual import Rule
 
 __all__ = [
     "BuiltGraph",
@@ -27,6 +28,7 @@ __all__ = [
     "Read",
     "Root",
     "Step",
+    "Virtual",
 ]
 
 
@@ -189,19 +191,26 @@ class DeploymentSpec:
             is_class=self.is_class,
         )
 
-    def method(self, name: str) -> Callable[..., Any]:
-        """Return the function behind a method name, unbound.
-
-        Raises:
-            UnknownMethodError: There is no such method.
-        """
-        if name not in self.interface.methods:
-            raise self.interface.unknown(name)
-        return self._function(name)
-
     def _function(self, name: str) -> Callable[..., Any]:
         function: Callable[..., Any] = getattr(self.target, name) if self.is_class else self.target
         return function
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Virtual:
+    """A virtual deployment: nothing is placed for it, its calls go to others of the graph.
+
+    Attributes:
+        interface: What a caller has to know of it; its name is no deployment's.
+        alternatives: Names of deployments, or of virtual ones.
+        rule: How calls are spread over them.
+        requires: Names of the deployments that its calls may come to.
+    """
+
+    interface: Interface
+    alternatives: tuple[str, ...]
+    rule: Rule
+    requires: frozenset[str]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -210,39 +219,57 @@ class BuiltGraph:
 
     Attributes:
         deployments: By name, in start order: what a constructor requires comes first.
+        virtual: The virtual deployments by name, each after its alternatives.
         roots: What each of the requested nodes stands for.
         plans: By name: those of the roots, and those that constructors hold handles to.
-        names: The deployment that each node is.
+        names: The deployment, or the virtual one, that each node is.
     """
 
     deployments: Mapping[str, DeploymentSpec]
+    virtual: Mapping[str, Virtual]
     roots: Mapping[Node, Root]
     plans: Mapping[str, Plan]
     names: Mapping[Node, str]
 
-    def deployment_of(self, node_or_name: Node | str) -> DeploymentSpec:
-        """Return the deployment of a node, or the one with this name.
+    def name_of(self, node_or_name: Node | str) -> str:
+        """Return the name of the deployment, or the virtual one, that a node is.
 
         Raises:
             GraphDefinitionError: This graph has no such deployment.
         """
         if isinstance(node_or_name, MethodNode):
             node_or_name = node_or_name._owner
-        if isinstance(node_or_name, str) and node_or_name in self.deployments:
-            return self.deployments[node_or_name]
+        known = (*self.deployments, *self.virtual)
+        if isinstance(node_or_name, str) and node_or_name in known:
+            return node_or_name
         if isinstance(node_or_name, Node) and node_or_name in self.names:
-            return self.deployments[self.names[node_or_name]]
-        known = ", ".join(self.deployments)
-        if isinstance(node_or_name, DeploymentNode):
+            return self.names[node_or_name]
+        if isinstance(node_or_name, InstanceNode | FunctionNode):
             raise GraphDefinitionError(
                 f"{node_or_name!r} is not a deployment of this graph, but another node; "
-                f"its deployments: {known}"
+                f"its deployments: {', '.join(known)}"
             )
         if not isinstance(node_or_name, Node | str):
             raise GraphDefinitionError(
                 f"{node_or_name!r} is not a deployment of this graph: pass the node that .bind() "
-                f"gave, or a deployment's name; its deployments: {known}"
+                f"gave, or a deployment's name; its deployments: {', '.join(known)}"
             )
         raise GraphDefinitionError(
-            f"{node_or_name!r} is not a deployment of this graph; its deployments: {known}"
+            f"{node_or_name!r} is not a deployment of this graph; its deployments: "
+            f"{', '.join(known)}"
         )
+
+    def deployment_of(self, node_or_name: Node | str) -> DeploymentSpec:
+        """Return the deployment of a node, or the one with this name.
+
+        Raises:
+            GraphDefinitionError: This graph has no such deployment, or it is a virtual one.
+        """
+        name = self.name_of(node_or_name)
+        if name in self.virtual:
+            virtual = self.virtual[name]
+            raise GraphDefinitionError(
+                f"{name} has no object of its own (bound at {virtual.interface.where}); use one "
+                f"of its alternatives: {', '.join(virtual.alternatives)}"
+            )
+        return self.deployments[name]

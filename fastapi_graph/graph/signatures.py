@@ -19,12 +19,14 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
+    Sequence,
 )
 from typing import (
     Annotated,
     Any,
     Literal,
     NamedTuple,
+    Union,
     get_args,
     get_origin,
     get_type_hints,
@@ -41,6 +43,7 @@ __all__ = [
     "access_type",
     "check_arguments",
     "check_fits",
+    "either",
     "has_method",
     "is_stream",
     "item_type",
@@ -207,6 +210,16 @@ def parameter_type(
     if annotation is inspect.Parameter.empty or isinstance(annotation, str):
         return found.name, Any
     return found.name, annotation
+
+
+def either(declared: Sequence[Any]) -> Any:
+    """Return the type of a value that is of one of some types, `Any` if one of them is unknown."""
+    if Any in declared:
+        return Any
+    try:
+        return Union[tuple(declared)]  # noqa: UP007 - it is not known how many
+    except TypeError:  # an annotation that is no type
+        return Any
 
 
 def check_fits(produced: Any, expected: Any, message: Callable[[str, str], str]) -> None:

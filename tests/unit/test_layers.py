@@ -35,7 +35,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"driver"}),
     frozenset({"backends"}),
     frozenset({"directory"}),
-    frozenset({"policies", "cache"}),
+    frozenset({"policies", "cache", "alternatives"}),
     frozenset({"executor", "arguments"}),
     frozenset({"dataplane"}),
     frozenset({"handle", "replica", "logs"}),

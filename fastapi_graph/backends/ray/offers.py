@@ -16,7 +16,14 @@ import ray
 from fastapi_graph.backends.ray.messages import DeploymentOffer, Offer
 from fastapi_graph.errors import BackendError, DeploymentStartError
 from fastapi_graph.graph.containers import rebuild
-from fastapi_graph.graph.plan import BuiltGraph, DeploymentSpec, HandleRef, Interface, Plan
+from fastapi_graph.graph.plan import (
+    BuiltGraph,
+    DeploymentSpec,
+    HandleRef,
+    Interface,
+    Plan,
+    Virtual,
+)
 from fastapi_graph.graph.targets import import_path, load_target, source_digest
 from fastapi_graph.settings import GraphSettings
 
@@ -86,7 +93,7 @@ def make_offer(
         settings: How to run it.
 
     Raises:
-        DeploymentStartError: A constructor argument cannot be pickled.
+        DeploymentStartError: A constructor argument, or a `sticky_by`, cannot be pickled.
     """
     first = next(iter(built.deployments.values()))
     package = first.target.__module__.partition(".")[0]
@@ -101,7 +108,7 @@ def make_offer(
             _deployment(spec, environment, check=settings.version is None)
             for spec in deployments.values()
         ),
-        directory=_directory(f"{name}@{version}", deployments, built.plans),
+        directory=_directory(f"{name}@{version}", deployments, built),
         # Replicas run in another folder.
         sys_path=tuple(str(Path(folder).absolute()) for folder in sys.path),
         lease_s=settings.lease_s,
@@ -159,11 +166,21 @@ def _deployment(
     )
 
 
-def _directory(
-    key: str, deployments: Mapping[str, DeploymentSpec], plans: Mapping[str, Plan]
-) -> bytes:
+def _directory(key: str, deployments: Mapping[str, DeploymentSpec], built: BuiltGraph) -> bytes:
     """Return what a replica needs to know to have handles."""
     interfaces: dict[str, Interface] = {n: spec.interface for n, spec in deployments.items()}
-    shown = {name: plan.untyped() for name, plan in plans.items()}
-    data: bytes = cloudpickle.dumps((key, interfaces, shown))
+    plans = {name: plan.untyped() for name, plan in built.plans.items()}
+    for virtual in built.virtual.values():
+        _check_pickles(virtual)
+    data: bytes = cloudpickle.dumps((key, interfaces, plans, dict(built.virtual)))
     return data
+
+
+def _check_pickles(virtual: Virtual) -> None:
+    try:
+        cloudpickle.dumps(virtual)
+    except Exception as error:
+        raise DeploymentStartError(
+            f"{virtual.interface.name} (bound at {virtual.interface.where}): its sticky_by cannot "
+            f"be pickled: {error}"
+        ) from error

@@ -173,7 +173,7 @@ class ReplicaActor:
         self._replica = replica
 
     def _directory(self) -> Directory:
-        key, interfaces, plans = cloudpickle.loads(self._boot.directory)
+        key, interfaces, plans, virtual = cloudpickle.loads(self._boot.directory)
         self._calls = Calls(
             interfaces,
             self._boot.version,
@@ -185,6 +185,7 @@ class ReplicaActor:
             key,
             interfaces=interfaces.__getitem__,
             plans=plans,
+            virtual=virtual,
             caller_of=self._caller,
             home=lambda: self._loop,
         )
