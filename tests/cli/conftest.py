@@ -12,7 +12,7 @@ __all__ = ["start"]
 GRAPHS = """
     import os
     from pathlib import Path
-    from fastapi_graph import DAGDriver, Graph, InputNode, deployment
+    from fastapi_graph import DAGDriver, Graph, InputNode, deployment, shadow, split
 
     @deployment
     async def add_one(number: int) -> int:
@@ -44,6 +44,9 @@ GRAPHS = """
     )
     routes = {"/added": added, "/scaled": dag, "/pid": pids}
     graph = Graph(dag, name="scaling")
+
+    canary = split({Scale.bind(1): 9, Scale.bind(2): 1}, sticky_by=0)
+    spread = shadow(canary, Scale.bind(3), share=0.25).run.bind(added)
 
     class Holder:
         dag = dag

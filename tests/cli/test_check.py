@@ -46,6 +46,24 @@ def test_tree(project: Path) -> None:
     assert done.stderr == ""
 
 
+def test_splits_and_shadows(project: Path) -> None:
+    done = check("graphs:spread", folder=project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tree = [line.strip(" │├└─") for line in done.stdout.splitlines()]
+    section = tree.index("splits and shadows")
+    assert tree[1:3] == ["POST /", "shadow(split(Scale, Scale), Scale).run (graphs.py:38)"]
+    assert [line.partition(":")[0] for line in tree[6 : section - 1]] == [
+        "Scale",
+        "Scale_1",
+        "Scale_2",
+    ]
+    assert tree[section + 1 :] == [
+        "split(Scale, Scale_1): 0.9 to Scale, 0.1 to Scale_1, sticky by 0 (graphs.py:37)",
+        "shadow(split(Scale, Scale_1), Scale_2): split(Scale, Scale_1) answers, 0.25 of the calls "
+        "are copied to Scale_2 (graphs.py:38)",
+    ]
+
+
 @pytest.mark.parametrize(
     "target, shown",
     [

@@ -23,7 +23,7 @@ import pandas as pd
 import pytest
 from pydantic import BaseModel
 
-from fastapi_graph import GraphDefinitionError, InputNode, deployment
+from fastapi_graph import GraphDefinitionError, InputNode, deployment, shadow, split
 from fastapi_graph.graph.build import build
 from fastapi_graph.graph.fingerprint import fingerprint
 from fastapi_graph.graph.targets import import_path, load_target
@@ -641,6 +641,36 @@ def test_only_options_that_need_new_replicas_count() -> None:
         optioned(name="Other"),
     ]
     assert len({expected, *different}) == 6
+
+
+def test_how_calls_are_spread_counts() -> None:
+    def graph(make: Callable[[Any, Any], Any]) -> str:
+        with InputNode() as x:
+            return of(make(Model.bind(1), Model.bind(2)).bind(x))
+
+    def by_tenant(user: Any) -> Any:
+        return user.tenant
+
+    spread: list[Callable[[Any, Any], Any]] = [
+        lambda a, b: split({a: 0.9, b: 0.1}),
+        lambda a, b: split({b: 0.9, a: 0.1}),
+        lambda a, b: split({a: 0.8, b: 0.2}),
+        lambda a, b: split({a: 0.9, b: 0.1}, sticky_by="id"),
+        lambda a, b: split({a: 0.9, b: 0.1}, sticky_by=by_tenant),
+        lambda a, b: split({a: 0.9, b: 0.1}, sticky_by=lambda user: user.name),
+        shadow,
+        lambda a, b: shadow(b, a),
+        lambda a, b: shadow(a, b, share=0.5),
+        lambda a, b: shadow(a, b, max_ongoing_requests=5),
+    ]
+    prints = [graph(make) for make in spread]
+    assert len(set(prints)) == len(spread)
+    assert prints == [graph(make) for make in spread]
+    lock = threading.Lock()
+    with pytest.raises(
+        GraphDefinitionError, match=r"split\(double\) \(bound at .*type _thread.lock"
+    ):
+        of(split({double.bind(): 1}, sticky_by=lambda user: lock and user))
 
 
 # -- Import paths ----------------------------------------------------------------------------

@@ -16,14 +16,7 @@ import ray
 from fastapi_graph.backends.ray.messages import DeploymentOffer, Offer
 from fastapi_graph.errors import BackendError, DeploymentStartError
 from fastapi_graph.graph.containers import rebuild
-from fastapi_graph.graph.plan import (
-    BuiltGraph,
-    DeploymentSpec,
-    HandleRef,
-    Interface,
-    Plan,
-    Virtual,
-)
+from fastapi_graph.graph.plan import BuiltGraph, DeploymentSpec, HandleRef, Interface, Plan
 from fastapi_graph.graph.targets import import_path, load_target, source_digest
 from fastapi_graph.settings import GraphSettings
 
@@ -93,7 +86,7 @@ def make_offer(
         settings: How to run it.
 
     Raises:
-        DeploymentStartError: A constructor argument, or a `sticky_by`, cannot be pickled.
+        DeploymentStartError: A constructor argument cannot be pickled.
     """
     first = next(iter(built.deployments.values()))
     package = first.target.__module__.partition(".")[0]
@@ -170,17 +163,5 @@ def _directory(key: str, deployments: Mapping[str, DeploymentSpec], built: Built
     """Return what a replica needs to know to have handles."""
     interfaces: dict[str, Interface] = {n: spec.interface for n, spec in deployments.items()}
     plans = {name: plan.untyped() for name, plan in built.plans.items()}
-    for virtual in built.virtual.values():
-        _check_pickles(virtual)
     data: bytes = cloudpickle.dumps((key, interfaces, plans, dict(built.virtual)))
     return data
-
-
-def _check_pickles(virtual: Virtual) -> None:
-    try:
-        cloudpickle.dumps(virtual)
-    except Exception as error:
-        raise DeploymentStartError(
-            f"{virtual.interface.name} (bound at {virtual.interface.where}): its sticky_by cannot "
-            f"be pickled: {error}"
-        ) from error

@@ -111,7 +111,10 @@ class ReplicaActor:
     async def drain(self, timeout_s: float) -> None:
         """Take no more calls, finish those in progress, close the user's object."""
         if self._server is not None and self._replica is not None:
+            deadline = self._loop.time() + timeout_s
             await self._server.drain(timeout_s)
+            if pending := self._known.pending:  # calls that nobody waits for
+                await asyncio.wait(pending, timeout=max(0.0, deadline - self._loop.time()))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await self._replica.close()
