@@ -274,8 +274,8 @@ class Graph:
 
         Returns:
             Of a split, the calls that went to each alternative, by its name. Of a shadow, under
-            `copied` the copies that were sent, under `failed` those of them that failed, and under
-            `dropped` those that were not sent, or found no room at the other end.
+            `copied` the copies that were sent, under `failed` those that failed or could not be
+            made, and under `dropped` those for which there was no room, here or at the other end.
 
         Raises:
             GraphDefinitionError: The graph has no such node.

@@ -214,7 +214,9 @@ def parameter_type(
 
 def either(declared: Sequence[Any]) -> Any:
     """Return the type of a value that is of one of some types, `Any` if one of them is unknown."""
-    if Any in declared:
+    if len(declared) == 1:
+        return declared[0]
+    if any(type_ is Any for type_ in declared):
         return Any
     try:
         return Union[tuple(declared)]  # noqa: UP007 - it is not known how many
