@@ -244,11 +244,6 @@ class FunctionNode(DeploymentNode):
         return ["__call__"]
 
     def _targets(self, method: str) -> tuple[Target, ...]:
-        if method != "__call__":
-            raise UnknownMethodError(
-                f"{self._label()} is a function and has no method {method!r} "
-                f"(bound at {self._where}, used at {caller_location()})"
-            )
         return (Target(self._label(), self._deployment.target),)
 
 

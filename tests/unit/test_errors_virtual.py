@@ -146,7 +146,7 @@ def test_unknown_methods() -> None:
         node.items.bind()
     assert not hasattr(node, "neither")
     assert not hasattr(split({node: 1}), "only")
-    with refused("function", "predict", error=AttributeError):
+    with refused("split(one)", "'predict'", "__call__", error=AttributeError):
         split({one.bind(): 1}).predict.bind(1)
 
 
