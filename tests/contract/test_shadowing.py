@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -140,6 +141,22 @@ async def test_even_system_exit_is_only_a_failure(serve: Serve) -> None:
     async with serve(model) as graph:
         assert await graph.handle.predict.remote(1) == 1
         await settled(graph, model, copied=1, failed=1)
+
+
+async def test_one_that_dies_takes_nothing_along(backend: GraphSettings, serve: Serve) -> None:
+    if backend.backend != "ray":
+        pytest.skip("it would be the process of the test")
+
+    @deployment(max_retries=0)
+    class Dying:
+        async def predict(self, value: Any) -> None:
+            os._exit(1)
+
+    model = shadow(Answering.bind(), Dying.bind())
+    async with serve(model) as graph:
+        for number in range(3):
+            assert await graph.handle.predict.remote(number) == number
+        await settled(graph, model, copied=3, failed=3)
 
 
 async def test_a_slow_one_is_not_waited_for(journal: Journal, serve: Serve) -> None:
