@@ -15,8 +15,8 @@ ENV_PREFIX = "FASTAPI_GRAPH_"
 
 
 def _number(value: Any) -> Any:
-    """Return a number that the environment says as text."""
-    return int(value) if isinstance(value, str) and value.isdecimal() else value
+    """Return a status that the environment says as text."""
+    return int(value) if value in ("503", "429") else value
 
 
 class GraphSettings(BaseSettings):

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi_graph.errors import GraphDefinitionError
 from fastapi_graph.graph import signatures
 from fastapi_graph.graph.containers import rebuild
+from fastapi_graph.graph.fallbacks import check_fallback
 from fastapi_graph.graph.nodes import (
     AccessNode,
     ClassNode,
@@ -20,7 +21,7 @@ from fastapi_graph.graph.nodes import (
     children,
     targets_of,
 )
-from fastapi_graph.graph.options import DeploymentOptions
+from fastapi_graph.graph.options import NO_FALLBACK, DeploymentOptions
 from fastapi_graph.graph.plan import (
     BuiltGraph,
     DeploymentSpec,
@@ -59,7 +60,7 @@ def build(*nodes: Node) -> BuiltGraph:
     for node in nodes:
         if not isinstance(node, DeploymentNode | VirtualNode | MethodNode | AccessNode):
             raise _not_a_graph(node)
-    order = _depth_first(nodes, _direct)
+    order = _depth_first(nodes, _all_below)
     for node in nodes:
         origin = node._origin()[0] if isinstance(node, AccessNode) else node
         if isinstance(origin, InputNode):
@@ -89,6 +90,17 @@ def _direct(node: Node) -> Iterator[Node]:
             yield node._owner
         for value in (*node._args, *node._kwargs.values()):
             yield from children(value, node._label(), node._where)
+
+
+def _all_below(node: Node) -> Iterator[Node]:
+    """Yield what has to be there for `node`: what it was bound to, and its fallback."""
+    yield from _direct(node)
+    if isinstance(node, DeploymentNode) and isinstance(fallback := _fallback(node), Node):
+        yield fallback
+
+
+def _fallback(node: DeploymentNode) -> Any:
+    return node._deployment.deployment_options.fallback
 
 
 def _depth_first(nodes: tuple[Node, ...], direct: Callable[[Node], Iterator[Node]]) -> list[Node]:
@@ -173,12 +185,26 @@ class _Builder:
             name=self._names[node],
             target=node._deployment.target,
             is_class=isinstance(node, ClassNode),
-            options=node._deployment.deployment_options,
+            options=self._options(node),
             args=args,
             kwargs=kwargs,
             requires=frozenset(requires),
             where=node._where,
         )
+
+    def _options(self, node: DeploymentNode) -> DeploymentOptions:
+        """Return the options, with a reference in place of a fallback that is a node.
+
+        Raises:
+            GraphDefinitionError: The fallback cannot answer for the deployment.
+        """
+        options = node._deployment.deployment_options
+        if options.fallback is NO_FALLBACK:
+            return options
+        check_fallback(node, options.fallback)
+        if not isinstance(options.fallback, Node):
+            return options
+        return options.model_copy(update={"fallback": self._root(options.fallback)})
 
     def _root(self, node: Node) -> Root:
         """Return what a handle to `node` stands for."""
