@@ -204,6 +204,7 @@ class Graph:
                 self._state = "starting"
                 if self.settings.log_format == "json":
                     log_to_stderr("json")
+                self._directory.forget_results()
                 try:
                     await self._backend.start(self.name)
                 except BaseException:
@@ -264,7 +265,10 @@ class Graph:
 
     def status(self) -> list[DeploymentStatus]:
         """Return the state of every deployment, in start order."""
-        return self._backend.status()
+        return [
+            status._replace(counts={**status.counts, **self._directory.counts(status.name)})
+            for status in self._backend.status()
+        ]
 
     def traffic(self, node_or_name: Node | str) -> dict[str, int]:
         """Return how a split or a shadow has spread the calls made in this process.

@@ -83,6 +83,11 @@ class Replica:
         """How many calls wait for a slot."""
         return len(self.queue)
 
+    @property
+    def abandoned(self) -> int:
+        """How many threads go on for calls that were cancelled; each holds its slot."""
+        return len(self._abandoned)
+
     async def construct(
         self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
 
@@ -37,6 +38,9 @@ class DeploymentStatus(NamedTuple):
         restarts: How many replicas had to be replaced so far.
         error: The last thing that went wrong, or an empty string.
         shared: Whether all processes share these replicas, so that each reports the same ones.
+        counts: What happened to calls, where it did: `abandoned`, the threads that go on for calls
+            which were cancelled; and, since this process began, `cache_hits`, `cache_misses`,
+            `retries`, `hedges` and `fallbacks`.
     """
 
     name: str
@@ -49,6 +53,7 @@ class DeploymentStatus(NamedTuple):
     restarts: int
     error: str
     shared: bool
+    counts: Mapping[str, int]
 
 
 class Backend(ABC):

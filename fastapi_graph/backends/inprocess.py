@@ -173,6 +173,7 @@ class InProcessBackend(Backend):
                 restarts=0,
                 error=hosted.error,
                 shared=False,
+                counts={"abandoned": hosted.replica.abandoned} if hosted.replica.abandoned else {},
             )
             for name, hosted in self._hosted.items()
         ]

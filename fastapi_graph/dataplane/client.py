@@ -104,7 +104,11 @@ class DeploymentClient:
         """How busy its replicas are, as they said last, and with what waits here."""
         loads = [peer.load for peer in self._peers.values()]
         ongoing = sum(load.ongoing for load in loads)
-        return Load(max(self.ongoing, ongoing), self.queued + sum(load.queued for load in loads))
+        return Load(
+            max(self.ongoing, ongoing),
+            self.queued + sum(load.queued for load in loads),
+            sum(load.abandoned for load in loads),
+        )
 
     # Replicas
 

@@ -61,7 +61,7 @@ _TOTAL = struct.Struct("!Q")
 _HEAD = struct.Struct("!dHHHB")
 _MANY = 255  # attempts are not told apart beyond
 _SIZES = struct.Struct("!I")
-_LOAD = struct.Struct("!II")
+_LOAD = struct.Struct("!III")
 _ALIGN = 16
 
 
@@ -196,10 +196,17 @@ def unpack_number(content: bytes | bytearray, start: int = 0) -> int:
 
 
 class Load(NamedTuple):
-    """How busy a replica is: calls that run, and calls that wait, of all its clients."""
+    """How busy a replica is.
+
+    Attributes:
+        ongoing: Calls that run, of all its clients.
+        queued: Calls that wait.
+        abandoned: Threads that go on for calls which were cancelled, and hold their slots.
+    """
 
     ongoing: int
     queued: int
+    abandoned: int = 0
 
     def encode(self) -> bytes:
         """Return it as bytes."""

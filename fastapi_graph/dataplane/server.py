@@ -276,7 +276,8 @@ class _Client:
                 self._kept.discard(message.number)
                 self._server.keeper.release(message.number)
             elif kind == Kind.PING:
-                load = Load(self._replica.ongoing, self._replica.queued)
+                replica = self._replica
+                load = Load(replica.ongoing, replica.queued, replica.abandoned)
                 self.link.send(Kind.PONG, 0, 0, load.encode())
 
     def _start(self, message: Message) -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from fastapi_graph import DeploymentHandle, deployment
+from fastapi_graph import DeploymentHandle, deployment, get_request_context
 
 PATIENCE_S = 20.0
 
@@ -111,6 +112,38 @@ class Worker:
             raise
         self.journal.add(f"end {name}")
         return name
+
+
+@deployment
+async def budget() -> float | None:
+    return get_request_context().deadline_s
+
+
+@deployment
+class Waits:
+    def __init__(self, gate: DeploymentHandle, journal: Journal, budget: DeploymentHandle) -> None:
+        self.gate = gate
+        self.journal = journal
+        self.budget = budget
+
+    async def __call__(self, name: str) -> Any:
+        self.journal.add(f"start {name}")
+        try:
+            await self.gate.wait.remote()
+        except asyncio.CancelledError:
+            self.journal.add(f"cancelled {name}")
+            raise
+
+    def thread(self, name: str) -> Any:
+        self.journal.add(f"start {name}")
+        self.gate.wait.remote().result()
+
+    async def left(self) -> Any:
+        return get_request_context().deadline_s, await self.budget.remote()
+
+    async def items(self) -> AsyncIterator[int]:
+        yield 1
+        await self.gate.wait.remote()
 
 
 def here(offset: int = 0) -> str:

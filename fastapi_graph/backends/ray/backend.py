@@ -20,6 +20,7 @@ from fastapi_graph.backends.ray.runtime import RayRuntime, cluster_for_processes
 from fastapi_graph.backends.ray.session import Session, delete_graph
 from fastapi_graph.dataplane import codec
 from fastapi_graph.dataplane.codec import Payload
+from fastapi_graph.dataplane.frames import Load
 from fastapi_graph.dataplane.values import Kept
 from fastapi_graph.directory import Directory
 from fastapi_graph.errors import (
@@ -207,6 +208,7 @@ class RayBackend(Backend):
     def _status(self, name: str) -> DeploymentStatus:
         shown = self._view.deployments.get(name) if self._view is not None else None
         client = self._calls.clients[name] if self._calls is not None else None
+        load = client.load if client else Load(0, 0)
         starting = self._runtime is not None
         return DeploymentStatus(
             name=name,
@@ -214,11 +216,12 @@ class RayBackend(Backend):
             wanted=self._remote[name].options.num_replicas if shown is None else shown.wanted,
             replicas=len(shown.replicas) if shown else 0,
             starting=shown.starting if shown else 0,
-            ongoing=client.load.ongoing if client else 0,
-            queued=client.load.queued if client else 0,
+            ongoing=load.ongoing,
+            queued=load.queued,
             restarts=shown.restarts if shown else 0,
             error=shown.error if shown else self._errors.get(name, ""),
             shared=True,
+            counts={"abandoned": load.abandoned} if load.abandoned else {},
         )
 
 
