@@ -1,9 +1,10 @@
 """Policies of calls: what a deployment's options ask for around each call of it.
 
-From the outside in: the cache, the fallback, the timeout, retries, a hedge. Around all of them is
-the deadline of the request, past which nothing is tried any more. The same policies stand in
-front of every backend, in every process that calls the deployment; a deployment whose options
-ask for none of them has no policy, and its calls pay for none.
+From the outside in: the fallback, the timeout, the cache, retries, a hedge. So a result that is
+kept comes before everything else, each of those who wait for one call has its own timeout, and a
+fallback is never kept. Around all of them is the deadline of the request, past which nothing is
+tried any more. The same policies stand in front of every backend, in every process that calls the
+deployment; a deployment whose options ask for none of them has none, and its calls pay for none.
 """
 
 from __future__ import annotations
@@ -66,11 +67,12 @@ class PolicyCaller:
         pending: set[asyncio.Task[Any]],
     ) -> None:
         self.max_retries = options.max_retries
-        self._cache = cache
         layer: Layer = _Base(base)
         if options.hedge_after_s is not None and options.max_retries and base.hedges:
             layer = _Hedge(layer, options.hedge_after_s, label, counts, pending)
         layer = _Retry(layer, options, label, counts)
+        if cache is not None:
+            layer = _Cached(layer, cache)
         if options.timeout_s is not None:
             layer = _Timeout(layer, options.timeout_s, f"{label} (bound at {where})")
         if instead is not None:
@@ -80,8 +82,6 @@ class PolicyCaller:
     def call(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Coroutine[Any, Any, Any]:
-        if self._cache is not None:
-            return self._cache.call(self._layer.call, method, args, kwargs)
         return self._layer.call(method, args, kwargs)
 
     def stream(
@@ -285,6 +285,17 @@ class _Retry(Layer):
         logger.info("%s: attempt %d, after %r", self._label, attempt.number, error)
         await asyncio.sleep(pause)
         return True
+
+
+class _Cached(Layer):
+    """Answers with what is kept; streams pass."""
+
+    def __init__(self, inner: Layer, cache: ResultCache) -> None:
+        super().__init__(inner)
+        self._cache = cache
+
+    async def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return await self._cache.call(self.inner.call, method, args, kwargs)
 
 
 class _Timeout(Layer):

@@ -1,0 +1,194 @@
+"""The result cache: identical calls run once, and keep out of each other's way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from fastapi_graph import Cache, DeadlineExceededError, InputNode, OptionError, deployment
+from fastapi_graph.cache import content_of
+from tests.contract.conftest import Serve
+from tests.contract.probes import Gate, Journal
+
+pytestmark = pytest.mark.anyio
+
+
+class Model:
+    """Notes each call that reaches it."""
+
+    def __init__(self, journal: Journal, gate: Any = None) -> None:
+        self.journal = journal
+        self.gate = gate
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.journal.add("call")
+        return args, kwargs
+
+    async def fails(self, name: str) -> str:
+        self.journal.add("call")
+        raise ConnectionError(name)
+
+    async def waits(self, name: str) -> str:
+        self.journal.add(f"start {name}")
+        try:
+            await self.gate.wait.remote()
+        except asyncio.CancelledError:
+            self.journal.add(f"cancelled {name}")
+            raise
+        return name
+
+    async def items(self) -> AsyncIterator[int]:
+        self.journal.add("call")
+        yield 1
+
+
+def bound(journal: Journal, gate: Any = None, **settings: Any) -> Any:
+    cache = Cache(**{"ttl_s": 60.0, **settings})
+    return deployment(Model).options(cache=cache).bind(journal, gate)
+
+
+async def test_a_hit_skips_the_node(journal: Journal, serve: Serve) -> None:
+    node = bound(journal)
+    with InputNode() as x:
+        dag = node.__call__.bind(x)
+    async with serve(dag) as graph:
+        for _ in range(3):
+            assert await graph.handle.remote({"a": [1]}) == (({"a": [1]},), {})
+        assert await graph.handle_of(node).remote({"a": [1]}) == (({"a": [1]},), {})
+        assert journal.count("call") == 1
+        assert graph.status()[0].counts == {"cache_hits": 3, "cache_misses": 1}
+    async with graph:  # what an earlier life has kept is not there any more
+        await graph.handle.remote({"a": [1]})
+        assert journal.count("call") == 2
+
+
+async def test_what_differs_is_called(journal: Journal, serve: Serve) -> None:
+    calls: list[Any] = [
+        ((1,), {}),
+        ((1.0,), {}),
+        ((True,), {}),
+        (("1",), {}),
+        (([1],), {}),
+        (((1,),), {}),
+        ((), {"a": 1}),
+        ((), {"b": 1}),
+        ((1, 2), {}),
+        ((None,), {}),
+    ]
+    async with serve(bound(journal)) as graph:
+        for args, kwargs in calls * 2:
+            await graph.handle.remote(*args, **kwargs)
+        assert journal.count("call") == len(calls)
+
+
+async def test_concurrent_calls_are_one(journal: Journal, serve: Serve) -> None:
+    gate = Gate.bind()
+    async with serve(bound(journal, gate)) as graph:
+        responses = [graph.handle.waits.remote("a") for _ in range(5)]
+        await journal.wait_for("start a")
+        await graph.handle_of(gate).open.remote()
+        assert await asyncio.gather(*responses) == ["a"] * 5
+        assert journal.count("start a") == 1
+
+
+async def test_who_leaves_costs_the_others_nothing(journal: Journal, serve: Serve) -> None:
+    gate = Gate.bind()
+    async with serve(bound(journal, gate)) as graph:
+        first = graph.handle.waits.remote("a")
+        await journal.wait_for("start a")
+        late = graph.handle.options(timeout_s=0.05).waits.remote("a")
+        other = graph.handle.waits.remote("a")
+        with pytest.raises(DeadlineExceededError):
+            await late
+        first.cancel()
+        await asyncio.wait([first])
+        await graph.handle_of(gate).open.remote()
+        assert await other == "a"
+        assert journal.read() == ["start a"]
+
+
+async def test_a_call_that_nobody_wants_is_cancelled(journal: Journal, serve: Serve) -> None:
+    async with serve(bound(journal, Gate.bind())) as graph:
+        responses = [graph.handle.waits.remote("a") for _ in range(2)]
+        await journal.wait_for("start a")
+        for response in responses:
+            response.cancel()
+        await asyncio.wait(responses)
+        await journal.wait_for("cancelled a")
+
+
+async def test_errors_are_not_kept(journal: Journal, serve: Serve) -> None:
+    async with serve(bound(journal)) as graph:
+        for _ in range(2):
+            with pytest.raises(ConnectionError):
+                await graph.handle.fails.remote("a")
+        assert journal.count("call") == 2
+
+
+async def test_what_a_fallback_gave_is_not_kept(journal: Journal, serve: Serve) -> None:
+    async with serve(bound(journal)) as graph:
+        for _ in range(2):
+            response = graph.handle.options(fallback="instead").fails.remote("a")
+            assert await response == "instead"
+            assert response.degraded == ("Model",)
+        assert journal.count("call") == 2
+
+
+async def test_ttl(journal: Journal, serve: Serve) -> None:
+    async with serve(bound(journal, ttl_s=0.05)) as graph:
+        await graph.handle.remote(1)
+        await asyncio.sleep(0.1)
+        await graph.handle.remote(1)
+        assert journal.count("call") == 2
+
+
+async def test_the_least_recently_used_goes_first(journal: Journal, serve: Serve) -> None:
+    async with serve(bound(journal, max_size=2)) as graph:
+        for value in (1, 2, 1, 3, 1):
+            await graph.handle.remote(value)
+        assert journal.count("call") == 3
+        await graph.handle.remote(2)
+        assert journal.count("call") == 4
+
+
+async def test_a_key_of_ones_own(journal: Journal, serve: Serve) -> None:
+    async with serve(bound(journal, key=lambda user, question: user["id"])) as graph:
+        first = await graph.handle.remote({"id": 1}, "a")
+        assert await graph.handle.remote({"id": 1}, "b") == first
+        assert await graph.handle.remote({"id": 2}, "b") != first
+        assert journal.count("call") == 2
+
+
+async def test_streams_are_not_kept(journal: Journal, serve: Serve) -> None:
+    async with serve(bound(journal)) as graph:
+        for _ in range(2):
+            assert [item async for item in graph.handle.items.remote()] == [1]
+        assert journal.count("call") == 2
+
+
+def test_settings_that_cannot_be() -> None:
+    for settings, message in [
+        ({"ttl_s": 0}, "ttl_s=0 must be above 0"),
+        ({"ttl_s": 1, "max_size": 0}, "max_size=0 must be at least 1"),
+        ({"ttl_s": 1, "max_size": 1.5}, "whole number"),
+        ({"ttl_s": 1, "key": "id"}, "must be callable"),
+    ]:
+        with pytest.raises(OptionError, match=message):
+            Cache(**settings)
+
+
+def test_content() -> None:
+    numpy = pytest.importorskip("numpy")
+    same = [
+        ({"a": 1, "b": [2]}, {"b": [2], "a": 1}),
+        (numpy.arange(1000), numpy.arange(1000)),
+    ]
+    for left, right in same:
+        assert content_of(left, "it") == content_of(right, "it")
+    different = [(1, 1.0), (1, True), ([1], (1,)), ({1: 2}, {2: 1}), ("a", b"a"), (0.0, False)]
+    different += [(numpy.arange(3), numpy.arange(4)), (numpy.arange(3), numpy.arange(3.0))]
+    for left, right in different:
+        assert content_of(left, "it") != content_of(right, "it")
