@@ -41,6 +41,7 @@ from fastapi_graph.errors import (
 
 if TYPE_CHECKING:
     from fastapi_graph.application import Graph
+    from fastapi_graph.batching import batch
     from fastapi_graph.driver import DAGDriver
     from fastapi_graph.graph.deployment import Deployment, deployment
     from fastapi_graph.graph.nodes import InputNode
@@ -97,6 +98,7 @@ __all__ = [
     "UnknownMethodError",
     "VersionSupersededError",
     "WireError",
+    "batch",
     "deployment",
     "get_request_context",
     "graph_router",
@@ -109,6 +111,7 @@ __all__ = [
 # Names are imported when they are first used: a replica that hosts one model needs no FastAPI.
 _HOMES = {
     "application": ("Graph",),
+    "batching": ("batch",),
     "driver": ("DAGDriver",),
     "graph.deployment": (
         "Deployment",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import inspect
 import logging
 import math
@@ -20,18 +19,19 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
-from anyio import CapacityLimiter, from_thread, to_thread
+from anyio import CapacityLimiter
 
+from fastapi_graph.batched import unfinished
 from fastapi_graph.context import Call, Emit, add_note, current_call, user_code
 from fastapi_graph.errors import (
     BackPressureError,
     GraphDefinitionError,
     GraphNotStartedError,
-    NodeError,
 )
 from fastapi_graph.graph.options import DeploymentOptions
 from fastapi_graph.graph.signatures import Kind, kind_of
 from fastapi_graph.request import current_attempt
+from fastapi_graph.threads import in_thread, pump
 
 __all__ = ["Replica"]
 
@@ -178,10 +178,8 @@ class Replica:
         self.async_methods.clear()
         if hosted is None or inspect.isroutine(hosted):
             return
-        if self._abandoned:
-            await asyncio.wait(
-                set(self._abandoned), timeout=self.options.graceful_shutdown_timeout_s
-            )
+        if left := self._abandoned | unfinished(hosted):
+            await asyncio.wait(left, timeout=self.options.graceful_shutdown_timeout_s)
         try:
             with user_code() as call:
                 call.host = self
@@ -367,8 +365,8 @@ class Replica:
             finally:
                 emitting = None
 
-        pump = functools.partial(_pump, function, args, kwargs, emit_unless_closing)
-        worker = asyncio.ensure_future(self._in_thread(pump, (), {}))
+        pumped = (function, args, kwargs, emit_unless_closing)
+        worker = asyncio.ensure_future(self._in_thread(pump, pumped, {}))
         worker.add_done_callback(lambda _: self.leave())
         try:
             await asyncio.shield(worker)
@@ -391,14 +389,8 @@ class Replica:
     async def _in_thread(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        def run() -> Any:
-            try:
-                return function(*args, **kwargs)
-            except (SystemExit, KeyboardInterrupt) as error:
-                # On the loop, in a task, it would end the whole server.
-                raise NodeError(f"{self.name} raised {error!r} (bound at {self.where})") from error
-
-        return await to_thread.run_sync(run, limiter=self._threads)
+        who = f"{self.name} (bound at {self.where})"
+        return await in_thread(function, args, kwargs, limiter=self._threads, who=who)
 
     async def _run(self, function: Callable[..., Any], *args: Any) -> Any:
         if inspect.iscoroutinefunction(function):
@@ -412,18 +404,3 @@ def _forget_finalizer(hosted: Any) -> None:
     cls = type(hosted)
     with contextlib.suppress(TypeError):  # a class that fixes its layout
         hosted.__class__ = type(cls.__name__, (cls,), {"__slots__": (), "__del__": lambda _: None})
-
-
-def _pump(
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    emit: Emit,
-) -> None:
-    # The whole generator stays in one thread, so that locks and thread-locals work in it.
-    with contextlib.closing(function(*args, **kwargs)) as items:
-        for item in items:
-            try:
-                from_thread.run(emit, item)
-            except (anyio.ClosedResourceError, anyio.BrokenResourceError):
-                return  # nobody reads any more

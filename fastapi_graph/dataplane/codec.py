@@ -7,13 +7,13 @@ much as the program itself.
 from __future__ import annotations
 
 import contextlib
-import copyreg
 import io
 import pickle
 import traceback
 from typing import Any, NamedTuple
 
 from fastapi_graph.errors import NodeError, SerializationError
+from fastapi_graph.raised import reduce_exception
 
 __all__ = ["Payload", "decode", "decode_exception", "encode", "encode_exception"]
 
@@ -117,7 +117,7 @@ def _dump_exception(described: tuple[BaseException, list[str], str]) -> bytes:
 
     class ByValue(cloudpickle.Pickler):  # type: ignore[misc,unused-ignore]
         def reducer_override(self, value: Any) -> Any:
-            reduced = _reduce_exception(value)
+            reduced = reduce_exception(value)
             return super().reducer_override(value) if reduced is NotImplemented else reduced
 
     stream = io.BytesIO()
@@ -149,38 +149,10 @@ def _stand_in(error: BaseException) -> NodeError:
 
 
 class _ExceptionPickler(pickle.Pickler):
-    """Pickles exceptions, nested ones too, so that they are rebuilt without their `__init__`.
-
-    The reducer of BaseException calls `cls(*args)`, which fails for a class whose `__init__`
-    takes keywords or formats its message, as `HTTPException(status_code=...)` does. An
-    exception with a reducer of its own, or made in C, knows better.
-    """
+    """Pickles exceptions, nested ones too, so that they are rebuilt without their `__init__`."""
 
     def reducer_override(self, value: Any) -> Any:
-        return _reduce_exception(value)
-
-
-def _reduce_exception(value: Any) -> Any:
-    cls: Any = type(value)
-    if not isinstance(value, BaseException) or not hasattr(cls.__init__, "__code__"):
-        return NotImplemented
-    if cls.__reduce__ is not BaseException.__reduce__ or cls in copyreg.dispatch_table:
-        return NotImplemented
-    if cls.__reduce_ex__ is not object.__reduce_ex__:
-        return NotImplemented
-    slots = (name for base in cls.__mro__ for name in base.__dict__.get("__slots__", ()))
-    state = {name: getattr(value, name) for name in slots if hasattr(value, name)}
-    return _from_state, (cls, value.args, {**state, **vars(value)})
-
-
-def _from_state(
-    cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]
-) -> BaseException:
-    error = cls.__new__(cls, *args)
-    object.__setattr__(error, "args", args)  # frozen dataclasses too
-    for name, value in state.items():
-        object.__setattr__(error, name, value)
-    return error
+        return reduce_exception(value)
 
 
 def _load_exception(payload: Payload) -> BaseException:

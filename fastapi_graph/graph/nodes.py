@@ -34,6 +34,7 @@ __all__ = [
     "Unbound",
     "caller_location",
     "children",
+    "location",
     "targets_of",
 ]
 
@@ -45,8 +46,12 @@ def caller_location() -> str:
     frame = sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE:
         frame = frame.f_back
-    path, here = frame.f_code.co_filename, f"{Path.cwd()}/"
-    return f"{path.removeprefix(here)}:{frame.f_lineno}"
+    return location(frame.f_code.co_filename, frame.f_lineno)
+
+
+def location(path: str, line: int) -> str:
+    """Return `file:line` as messages show it."""
+    return f"{path.removeprefix(f'{Path.cwd()}/')}:{line}"
 
 
 class Target(NamedTuple):

@@ -1,10 +1,11 @@
-"""The options of a deployment, validated when they are given."""
+"""The options of deployments and batches, validated when they are given."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
 import inspect
+import math
 from collections.abc import Callable, Hashable
 from typing import Annotated, Any, Final, Self
 
@@ -19,7 +20,7 @@ from pydantic import (
 
 from fastapi_graph.errors import OptionError
 
-__all__ = ["NO_FALLBACK", "Cache", "DeploymentOptions"]
+__all__ = ["NO_FALLBACK", "BatchOptions", "Cache", "DeploymentOptions"]
 
 Positive = Annotated[int, Field(ge=1, strict=True)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -66,13 +67,33 @@ class Cache:
             raise OptionError(f"Cache: key={self.key!r} must be callable")
 
 
-class DeploymentOptions(BaseModel):
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    @classmethod
+    def validated(cls, who: str, given: dict[str, Any], where: str) -> Self:
+        """Return the options in `given`.
+
+        Args:
+            who: What they are options of, for the message.
+            given: Option names and values; absent ones take their default.
+            where: `file:line` of the call that gave them, for the message.
+
+        Raises:
+            OptionError: An option is unknown or its value cannot work.
+        """
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            problems = "; ".join(_problem(cls, item) for item in error.errors(include_url=False))
+            raise OptionError(f"{who}: {problems} (at {where})") from None
+
+
+class DeploymentOptions(_Options):
     """Options of one deployment; names, meanings and defaults are Ray Serve's.
 
     https://docs.ray.io/en/latest/serve/configure-serve-deployment.html
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     name: Annotated[str, Field(min_length=1)] | None = None
     num_replicas: Positive = 1
@@ -130,27 +151,36 @@ class DeploymentOptions(BaseModel):
         """Return them without what only concerns how a deployment is placed and configured."""
         return self.model_copy(update={"user_config": None, "ray_actor_options": None})
 
-    @classmethod
-    def validated(cls, who: str, given: dict[str, Any], where: str) -> Self:
-        """Return the options in `given`.
-
-        Args:
-            who: The deployment, for the message.
-            given: Option names and values; absent ones take their default.
-            where: `file:line` of the call that gave them, for the message.
-
-        Raises:
-            OptionError: An option is unknown or its value cannot work.
-        """
-        try:
-            return cls(**given)
-        except ValidationError as error:
-            problems = "; ".join(_problem(cls, item) for item in error.errors(include_url=False))
-            raise OptionError(f"{who}: {problems} (at {where})") from None
-
     def given(self) -> dict[str, Any]:
         """Return only what was set by hand, for `.options()` to build on."""
         return {name: getattr(self, name) for name in self.model_fields_set}
+
+
+class BatchOptions(_Options):
+    """Options of one batched function; names, meanings and defaults are Ray Serve's.
+
+    https://docs.ray.io/en/latest/serve/api/doc/ray.serve.batch.html
+
+    With a target, size and wait are chosen, and what is given for them is the most they may be.
+    """
+
+    max_batch_size: Positive | None = None
+    batch_wait_timeout_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    max_concurrent_batches: Positive = 1
+    batch_size_fn: Callable[[list[Any]], int] | None = None
+    target_latency_s: Seconds | None = None
+
+    @property
+    def largest(self) -> int:
+        """The largest size of a batch."""
+        return self.max_batch_size or (10 if self.target_latency_s is None else 100)
+
+    @property
+    def longest_wait_s(self) -> float:
+        """How long a call may wait for others."""
+        if self.batch_wait_timeout_s is not None:
+            return self.batch_wait_timeout_s
+        return 0.01 if self.target_latency_s is None else math.inf
 
 
 def _problem(cls: type[BaseModel], item: Any) -> str:

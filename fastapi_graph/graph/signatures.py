@@ -143,10 +143,10 @@ def methods_of(cls: Any) -> list[str]:
 
 def kind_of(function: Callable[..., Any]) -> Kind:
     """Say how a function, a method or a callable object runs."""
-    call = function
-    if not (inspect.isroutine(function) or inspect.isclass(function)):
-        call = getattr(inspect.unwrap(function), "__call__", function)  # noqa: B004
-    call = inspect.unwrap(call)
+    call = inspect.unwrap(function)
+    for _ in range(2):  # the `__call__` of an object may be an object, too
+        if not isinstance(call, types.FunctionType | types.MethodType | type | functools.partial):
+            call = inspect.unwrap(getattr(call, "__call__", call))  # noqa: B004
     while isinstance(call, functools.partial):
         call = call.func
     if inspect.isasyncgenfunction(call):

@@ -39,10 +39,15 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"executor", "arguments"}),
     frozenset({"dataplane"}),
     frozenset({"handle", "replica", "logs"}),
+    frozenset({"batching"}),
+    frozenset({"batched"}),
+    frozenset({"batch_queue", "batch_streams"}),
+    frozenset({"adaptive"}),
+    frozenset({"threads"}),
     frozenset({"request"}),
     frozenset({"context"}),
     frozenset({"graph"}),
-    frozenset({"errors", "settings"}),
+    frozenset({"errors", "raised", "settings"}),
 )
 FACES = LAYERS[1]
 
