@@ -202,8 +202,9 @@ class Batch:
     async def _in_thread(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        limiter, who = self._queue.threads, f"{self._work.label} ({self._work.where})"
-        return await in_thread(function, args, kwargs, limiter=limiter, who=who)
+        limiter, work = self._queue.threads, self._work
+        where = f"defined at {work.where}"
+        return await in_thread(function, args, kwargs, limiter=limiter, who=work.label, where=where)
 
     def _give(self, results: Any) -> None:
         for item, result in zip(self.items, self._one_each(results), strict=True):

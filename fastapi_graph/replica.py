@@ -389,8 +389,10 @@ class Replica:
     async def _in_thread(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        who = f"{self.name} (bound at {self.where})"
-        return await in_thread(function, args, kwargs, limiter=self._threads, who=who)
+        where = f"bound at {self.where}"
+        return await in_thread(
+            function, args, kwargs, limiter=self._threads, who=self.name, where=where
+        )
 
     async def _run(self, function: Callable[..., Any], *args: Any) -> Any:
         if inspect.iscoroutinefunction(function):

@@ -22,6 +22,7 @@ async def in_thread(
     *,
     limiter: CapacityLimiter,
     who: str,
+    where: str,
 ) -> Any:
     """Run a function in a worker thread and return its result.
 
@@ -31,6 +32,7 @@ async def in_thread(
         kwargs: Its keyword arguments.
         limiter: Bounds the threads; never anyio's default one, which the process shares.
         who: What a message calls the function.
+        where: Where a message says that it is.
 
     Raises:
         NodeError: It raised what would end the whole process.
@@ -42,7 +44,7 @@ async def in_thread(
             return function(*args, **kwargs)
         except (SystemExit, KeyboardInterrupt) as error:
             # On the loop, in a task, it would end the whole server.
-            raise NodeError(f"{who} raised {error!r}") from error
+            raise NodeError(f"{who} raised {error!r} ({where})") from error
 
     return await to_thread.run_sync(run, limiter=limiter)
 
