@@ -62,18 +62,18 @@ class BatchSettings(NamedTuple):
 class _State:
     """What the calls of one function, or of one method of one instance, share."""
 
-    def __init__(self, batched: Batched[Any, Any]) -> None:
-        function = batched.function
-        signature = signature_of(function)
-        assert signature is not None
+    def __init__(self, batched: Batched[Any, Any], owner: object = None) -> None:
+        function: Any = batched.function
+        code = function.__code__
         self.work = Work(
             batched.label,
-            _location(function),
+            location(code.co_filename, code.co_firstlineno),
             in_thread=kind_of(function).startswith("sync"),
             options=batched.options,
         )
-        self.positional = _positional(signature)
-        self._signature = signature
+        self.owner_id = id(owner)  # a copy of the instance has the same attributes
+        self._signature = _signature(function)
+        self.positional = _positional(self._signature)
         self._batch = batched._batch
         self._queue: BatchQueue | None = None
 
@@ -192,15 +192,14 @@ class Batched(Generic[P, R]):
                 "has no __dict__: add '__dict__' to its __slots__"
             ) from None
         bound._state = kept.get(self._key)
-        if bound._state is None:
-            bound._state = kept[self._key] = _State(bound)
+        if bound._state is None or bound._state.owner_id != id(instance):
+            bound._state = kept[self._key] = _State(bound, instance)
         return bound
 
     @property
     def __signature__(self) -> inspect.Signature:
         # Evaluated when it is asked for: what the annotations name may be defined later.
-        signature = signature_of(self.function)
-        assert signature is not None
+        signature = _signature(self.function)
         takes_self = self._key is not None
         parameters = [
             parameter
@@ -312,6 +311,16 @@ def unfinished(hosted: object) -> set[asyncio.Task[None]]:
     return set().union(*(state.running for state in states))
 
 
+def _signature(function: Any) -> inspect.Signature:
+    """Return the signature of a function, or of a method without its `self`."""
+    plain = getattr(function, "__func__", function)
+    signature = signature_of(plain)  # which keeps what it is asked about: not an instance
+    assert signature is not None
+    if plain is function:
+        return signature
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
 def _positional(signature: inspect.Signature) -> range:
     """Return with how many positional arguments alone a function can be called."""
     least = most = 0
@@ -325,11 +334,6 @@ def _positional(signature: inspect.Signature) -> range:
         elif parameter.kind is not parameter.VAR_KEYWORD:
             least, most = least + required, most + 1
     return range(least, most + 1)
-
-
-def _location(function: Any) -> str:
-    code = function.__code__
-    return location(code.co_filename, code.co_firstlineno)
 
 
 _LISTS = (
