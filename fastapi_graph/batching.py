@@ -39,6 +39,9 @@ class _Decorator(Protocol):
         self, function: Callable[[list[T]], AsyncIterator[Sequence[R]] | Iterator[Sequence[R]]], /
     ) -> Batched[[T], AsyncIterator[R]]: ...
 
+    @overload  # before methods, whose `self` is no list
+    def __call__(self, function: Callable[[list[S], list[T]], Any], /) -> Batched[[S, T], Any]: ...
+
     @overload
     def __call__(
         self, function: Callable[[S, list[T]], Awaitable[Sequence[R]] | Sequence[R]], /
@@ -65,6 +68,10 @@ def batch(
 def batch(
     function: Callable[[list[T]], AsyncIterator[Sequence[R]] | Iterator[Sequence[R]]], /
 ) -> Batched[[T], AsyncIterator[R]]: ...
+
+
+@overload  # before methods, whose `self` is no list
+def batch(function: Callable[[list[S], list[T]], Any], /) -> Batched[[S, T], Any]: ...
 
 
 @overload
