@@ -18,7 +18,7 @@ GraphError
 │   └── RemoteProtocolError            the peer broke the protocol
 └── ExecutionError                     one request failed, and not by the user's own exception
     ├── InputError (ValueError)        the caller's input lacks what the graph reads
-    ├── OutputError                    a node's output lacks what the graph reads
+    ├── OutputError                    a node's output lacks what the graph or a batch reads
     ├── BackPressureError              over max_ongoing_requests and max_queued_requests
     │   └── NoReplicaError             no replica was there to take the call
     ├── ReplicaLostError               the replica was lost, and no retry was left
@@ -153,7 +153,10 @@ class InputError(ExecutionError, ValueError):
 
 
 class OutputError(ExecutionError):
-    """A node's output lacks an index, key or attribute that the graph reads (500 over HTTP)."""
+    """A node's output lacks an index, key or attribute that the graph reads (500 over HTTP).
+
+    Also: a batch did not give one result for each of its inputs.
+    """
 
 
 class BackPressureError(ExecutionError):

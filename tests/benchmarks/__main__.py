@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
-from tests.benchmarks import in_process, over_http
+from tests.benchmarks import batches, in_process, over_http
 from tests.benchmarks.timing import Effort, Row
 
 ROWS: dict[str, Callable[[Effort], Iterator[Row]]] = {
@@ -25,6 +25,8 @@ ROWS: dict[str, Callable[[Effort], Iterator[Row]]] = {
     "chain": in_process.chained,
     "fan": in_process.fanned,
     "latency": over_http.latency,
+    "batch": batches.overhead,
+    "adaptive": batches.adaptive,
     "import": in_process.imported,
     "build": in_process.built,
 }
