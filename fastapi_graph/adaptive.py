@@ -52,9 +52,9 @@ class BatchTuner:
     """
 
     def __init__(self, target_s: float, largest: int, longest_wait_s: float) -> None:
-        self.target_s = target_s
-        self.largest = largest
-        self.longest_wait_s = longest_wait_s
+        self._target_s = target_s
+        self._largest = largest
+        self._longest_wait_s = longest_wait_s
         self.size = 1
         self.wait_s = 0.0
         self._line = _Line()
@@ -63,9 +63,15 @@ class BatchTuner:
         self._calls = 0.0
         self._elapsed = 0.0
 
+    def allow(self, largest: int, longest_wait_s: float) -> None:
+        """Choose within other limits from now on."""
+        self._largest = largest
+        self._longest_wait_s = longest_wait_s
+        self._choose()
+
     def limit(self, age_s: float) -> int:
         """Return how large a batch may be whose oldest call has waited for some seconds."""
-        if self._line.count and age_s + self._line.high(self.size) > self.target_s:
+        if self._line.count and age_s + self._line.high(self.size) > self._target_s:
             return self._most()
         return self.size
 
@@ -81,13 +87,12 @@ class BatchTuner:
         if self._seen:  # the first one pays for warming up
             self._line.add(size, duration_s)
         self._seen = max(self._seen, size)
-        self.choose()
+        self._choose()
 
-    def choose(self) -> None:
-        """Choose size and wait by what is known."""
+    def _choose(self) -> None:
         line = self._line
         if line.count:
-            spare = self.target_s / 2 - line.high(0)
+            spare = self._target_s / 2 - line.high(0)
             fitting = spare / line.slope if line.slope > 0 else math.copysign(math.inf, spare)
             self.size = int(max(1, min(fitting, self._most())))
         else:
@@ -95,10 +100,10 @@ class BatchTuner:
         worth = line.intercept
         expected = self._calls / self._elapsed * worth if self._elapsed > 0 else 0.0
         alone = self.size == 1 or expected < 1
-        self.wait_s = 0.0 if alone else min(worth, self.longest_wait_s)
+        self.wait_s = 0.0 if alone else min(worth, self._longest_wait_s)
 
     def _most(self) -> int:
-        return max(1, min(self.largest, 2 * self._seen))
+        return max(1, min(self._largest, 2 * self._seen))
 
 
 class _Line:

@@ -47,18 +47,18 @@ class Work:
         self.label = label
         self.where = where
         self.in_thread = in_thread
+        self.tuner: BatchTuner | None = None
         self.configure(options)
 
     def configure(self, options: BatchOptions) -> None:
         """Let other options be in force."""
-        before = getattr(self, "tuner", None)
         self.options = options
-        self.tuner: BatchTuner | None = None
-        if options.target_latency_s is not None:
-            self.tuner = before or BatchTuner(options.target_latency_s, 1, 0.0)
-            self.tuner.largest = options.largest
-            self.tuner.longest_wait_s = options.longest_wait_s
-            self.tuner.choose()
+        if self.tuner is not None:
+            self.tuner.allow(options.largest, options.longest_wait_s)
+        elif options.target_latency_s is not None:
+            self.tuner = BatchTuner(
+                options.target_latency_s, options.largest, options.longest_wait_s
+            )
 
     @property
     def size(self) -> int:

@@ -127,7 +127,7 @@ class Batched(Generic[P, R]):
     def __init__(self, function: Callable[..., Any], options: BatchOptions) -> None:
         self.function = function
         self.options = options
-        self._key: str | None = None
+        self._is_method = False  # that is, not of an instance yet
         self._state: _State | None = None
         self.__module__ = function.__module__
         self.__name__ = function.__name__
@@ -169,21 +169,17 @@ class Batched(Generic[P, R]):
     @property
     def _shared(self) -> _State:
         if self._state is None:
-            if self._key is not None:
+            if self._is_method:
                 raise TypeError(f"{self.label} is a method: use it on an instance")
             self._state = _State(self)
         return self._state
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self._key = f"@batch {owner.__module__}.{owner.__qualname__}.{name}"
+        self._is_method = True
 
     def __get__(self, instance: Any, owner: type | None = None) -> Self:
-        if instance is None or self._key is None:
+        if instance is None or not self._is_method:
             return self
-        bound = object.__new__(type(self))
-        bound.__dict__.update(self.__dict__)
-        bound.function = types.MethodType(self.function, instance)
-        bound._key = None
         try:
             kept = vars(instance)
         except TypeError:
@@ -191,19 +187,23 @@ class Batched(Generic[P, R]):
                 f"{self.label} has its queue in the instance, and {type(instance).__qualname__} "
                 "has no __dict__: add '__dict__' to its __slots__"
             ) from None
-        bound._state = kept.get(self._key)
+        bound = object.__new__(type(self))
+        bound.__dict__.update(self.__dict__)
+        bound.function = types.MethodType(self.function, instance)
+        bound._is_method = False
+        key = f"@batch {id(self)}"  # a subclass may have a method of the same name
+        bound._state = kept.get(key)
         if bound._state is None or bound._state.owner_id != id(instance):
-            bound._state = kept[self._key] = _State(bound, instance)
+            bound._state = kept[key] = _State(bound, instance)
         return bound
 
     @property
     def __signature__(self) -> inspect.Signature:
         # Evaluated when it is asked for: what the annotations name may be defined later.
         signature = _signature(self.function)
-        takes_self = self._key is not None
         parameters = [
             parameter
-            if takes_self and position == 0
+            if self._is_method and position == 0
             else parameter.replace(annotation=_of_one(parameter.annotation))
             for position, parameter in enumerate(signature.parameters.values())
         ]
@@ -215,7 +215,7 @@ class Batched(Generic[P, R]):
         return signature.replace(parameters=parameters, return_annotation=result)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (type(self), self.function, self.options, self._key)
+        return _restored, (type(self), self.function, self.options, self._is_method)
 
     def __repr__(self) -> str:
         return f"<Batched {self.label}>"
@@ -236,10 +236,10 @@ class Batched(Generic[P, R]):
 
 
 def _restored(
-    cls: type[Batched[..., Any]], function: Any, options: BatchOptions, key: str | None
+    cls: type[Batched[..., Any]], function: Any, options: BatchOptions, is_method: bool
 ) -> Batched[..., Any]:
     batched = cls(function, options)
-    batched._key = key
+    batched._is_method = is_method
     return batched
 
 
@@ -247,7 +247,7 @@ class BatchedCall(Batched[..., Any]):
     """One that returns."""
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._key is not None:
+        if self._is_method:
             return await _bound(self, args)(*args[1:], **kwargs)
         state = self._state or self._shared
         if kwargs or len(args) not in state.positional:
@@ -276,7 +276,7 @@ class BatchedStream(Batched[..., Any]):
     _batch = StreamBatch
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._key is not None:
+        if self._is_method:
             async with contextlib.aclosing(_bound(self, args)(*args[1:], **kwargs)) as results:
                 async for result in results:
                     yield result

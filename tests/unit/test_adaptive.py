@@ -31,7 +31,7 @@ class Fixed(BatchTuner):
         super().__init__(math.inf, size, wait_s)
         self.size, self.wait_s = size, wait_s
 
-    def choose(self) -> None:
+    def observe(self, size: int, duration_s: float) -> None:
         pass
 
 
@@ -124,6 +124,14 @@ def test_it_begins_small_and_doubles() -> None:
         chosen.append(tuner.size)
         tuner.observe(tuner.size, 0.001)
     assert chosen == [1, 2, 4, 8, 16, 32, 64, 100]
+
+
+def test_other_limits_hold_at_once() -> None:
+    tuner = BatchTuner(0.1, 100, math.inf)
+    Run(tuner, model(0.01, 0.0), per_second=300)
+    assert tuner.size > 10
+    tuner.allow(10, 0.002)
+    assert (tuner.size, tuner.wait_s) == (10, 0.002)
 
 
 def test_lonely_calls_do_not_wait() -> None:

@@ -300,6 +300,7 @@ async def test_use_does_not_change_a_fingerprint() -> None:
 async def test_an_instance_is_not_kept() -> None:
     model = Model()
     await model.double(1)
+    await asyncio.sleep(0)  # the batch ends
     kept = weakref.ref(model)
     gc.disable()
     try:
