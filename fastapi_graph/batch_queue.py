@@ -172,9 +172,9 @@ class Batch:
         """Go on without a call; return what is being cancelled if it was the last one."""
         if self.task.done() or not all(item.left for item in self.items):
             return None
-        self._call.cancel_nested()  # which a thread may be waiting for
-        if self._work.in_thread:
-            return None  # it cannot be stopped, and has its place in the queue until it ends
+        if self._work.in_thread:  # it cannot be stopped, and keeps its place until it ends
+            self._call.cancel_nested()  # which it may be waiting for
+            return None
         self.task.cancel()
         return self.task
 
