@@ -225,6 +225,7 @@ class _PlanCallee(NamedCallee):
                 plan,
                 caller_of=directory.caller,
                 handle_of=lambda deployment: DeploymentHandle(directory, deployment),
+                pending=directory.pending,
             )
         )
 

@@ -8,6 +8,9 @@ A step that runs alone is awaited in place. Steps that run side by side each hav
 a context of their own, and what follows such a step alone runs in its task. When they have
 come to an end, what is left is awaited in place again. The first failure cancels the others,
 and the plan ends only when they have ended.
+
+The result of a step that is a generator is a stream: its items are made while another step
+reads them, and whoever has read enough of them, the stream ends with the plan.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from fastapi_graph.graph.containers import rebuild
 from fastapi_graph.graph.plan import Plan, Read, Step
 from fastapi_graph.replica import Replica
 from fastapi_graph.request import current_attempt
+from fastapi_graph.streams import ItemStream
 
 __all__ = ["Caller", "Executor"]
 
@@ -82,10 +86,15 @@ class Executor:
         plan: What to run.
         caller_of: From a deployment's name to what calls it.
         handle_of: From a deployment's name to a handle to pass as an argument.
+        pending: Takes the tasks that make the items of streams until they have finished.
     """
 
     def __init__(
-        self, plan: Plan, caller_of: Callable[[str], Caller], handle_of: Callable[[str], Any]
+        self,
+        plan: Plan,
+        caller_of: Callable[[str], Caller],
+        handle_of: Callable[[str], Any],
+        pending: set[asyncio.Task[Any]],
     ) -> None:
         self._size = len(plan.steps) + 1
         self._output = compile_read(plan.output)
@@ -98,7 +107,9 @@ class Executor:
                 by_slot[slot].followers.append(by_slot[step.slot])
         self._waits = [0, *(len(step.needs) for step in plan.steps)]
         self._first = [compiled for compiled in self._steps if not self._waits[compiled.slot]]
-        self._steps[-1].streams = plan.streams
+        self._opening = [compiled for compiled in self._steps[:-1] if compiled.streams]
+        for compiled in self._opening:
+            compiled.streams, compiled.opens = False, pending
         self._keeping = _let_keep(plan, by_slot)
         for compiled in self._steps:
             compiled.look_ahead(self._waits)
@@ -141,6 +152,9 @@ class Executor:
             for step in self._keeping:
                 if isinstance(value := values[step.slot], Kept):
                     step.caller.release(value)
+            for step in self._opening:
+                if isinstance(value := values[step.slot], ItemStream):
+                    value.abort()
 
     async def stream(self, args: tuple[Any, ...], kwargs: dict[str, Any], emit: Emit) -> None:
         """Run a plan whose output is a generator, and emit its items."""
@@ -161,6 +175,7 @@ class _CompiledStep:
         "method",
         "next",
         "only_read",
+        "opens",
         "slot",
         "streams",
         "where",
@@ -177,7 +192,8 @@ class _CompiledStep:
         self.keep = False
         self.makers: tuple[_CompiledStep, ...] = ()  # of what it takes and may be kept
         self.next: _CompiledStep | None = None
-        self.streams = False
+        self.streams = step.streams
+        self.opens: set[asyncio.Task[Any]] | None = None
         self.label = step.label
         self.where = step.where
 
@@ -194,6 +210,8 @@ class _CompiledStep:
 
     def call(self, values: Values) -> Coroutine[Any, Any, Any]:
         """Call the step where it cannot be awaited in place."""
+        if self.opens is not None:
+            return self._open(values, self.opens)
         return self._call_again(values) if self.makers else self._call(values)
 
     def _call(self, values: Values) -> Coroutine[Any, Any, Any]:
@@ -214,6 +232,11 @@ class _CompiledStep:
                                 f"max_retries=0 allows no other attempt (bound at {maker.where})"
                             ) from None
                         values[maker.slot] = await maker.call(values)
+
+    async def _open(self, values: Values, pending: set[asyncio.Task[Any]]) -> ItemStream:
+        """Start the step, whose method is a generator, and return its items."""
+        home = asyncio.get_running_loop()
+        return ItemStream(lambda emit: self.stream(values, emit), home, self.label, pending)
 
     async def stream(self, values: Values, emit: Emit) -> None:
         """Run the step, whose method is a generator, and emit its items."""
@@ -317,7 +340,9 @@ async def _run_chain(
 def _let_keep(plan: Plan, steps: dict[int, _CompiledStep]) -> tuple[_CompiledStep, ...]:
     """Let results stay where they were made if only other processes read them, and whole."""
     keeping = {
-        slot for slot, step in steps.items() if step.caller.keeps and slot != plan.output.slot
+        slot
+        for slot, step in steps.items()
+        if step.caller.keeps and step.opens is None and slot != plan.output.slot
     }
     takes: dict[int, set[int]] = {}
 

@@ -10,21 +10,15 @@ import asyncio
 import concurrent.futures
 import logging
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Generator, Iterator, Sequence
-from contextvars import copy_context
+from collections.abc import Coroutine, Generator, Sequence
+from contextvars import Context, copy_context
 from typing import Any, Protocol
 
-import anyio
-
-from fastapi_graph.context import Emit, current_call, eager_task
-from fastapi_graph.errors import (
-    DeadlockError,
-    GraphDefinitionError,
-    GraphError,
-    OptionError,
-    ResponseTimeoutError,
-)
+from fastapi_graph.context import Emit
+from fastapi_graph.errors import GraphDefinitionError, GraphError, OptionError
+from fastapi_graph.loops import current_loop, outcome, refuse_to_block, start, submit, wait
 from fastapi_graph.request import Scope, current_request, current_scope, request_of_context
+from fastapi_graph.streams import ItemStream, streams_in
 
 __all__ = [
     "Callee",
@@ -128,7 +122,8 @@ class DeploymentHandle:
 
         Args:
             *args: Positional arguments. A response of another call, also nested in lists,
-                tuples and dicts, is replaced by its value.
+                tuples and dicts, is replaced by its value; the
+                items of a generator call are read by this one.
             **kwargs: Keyword arguments, likewise.
 
         Raises:
@@ -137,26 +132,32 @@ class DeploymentHandle:
         """
         callee = self._callee
         scope = Scope(current_scope.get())
+        context = self._context(scope)
         if callee.streams(self._method):
-            return DeploymentResponseGenerator(
-                callee, self._method, args, kwargs, scope, self._model_id
-            )
+            return DeploymentResponseGenerator(callee, self._method, args, kwargs, scope, context)
         home = callee.home()
-        if _holds_response(args) or (kwargs and _holds_response(tuple(kwargs.values()))):
+        if _holds_calls(args) or (kwargs and _holds_calls(tuple(kwargs.values()))):
             coroutine = _call_with_values(callee, self._method, args, kwargs)
         else:
             coroutine = callee.call(self._method, args, kwargs)
-        if self._model_id:
-            coroutine = _for_model(self._model_id, coroutine)
-        running = _current_loop()
-        if running is home:
-            return _start(coroutine, home, callee, scope)
+        running = current_loop()
         if running is None:
-            return _ThreadResponse(coroutine, home, callee, scope)
-        future = asyncio.wrap_future(_submit(coroutine, home, callee, scope))
-        response = _TaskResponse(_outcome(future), loop=running, name=callee.label)
-        response.scope = scope
-        return response
+            return _ThreadResponse(coroutine, home, callee, scope, context)
+        begin: Any = start if running is home else submit
+        begun = begin(_TaskResponse, coroutine, home, callee.label, callee.pending, context)
+        if running is not home:
+            future = asyncio.wrap_future(begun)
+            begun = _TaskResponse(outcome(future), loop=running, name=callee.label)
+        begun.scope = scope
+        return begun
+
+    def _context(self, scope: Scope) -> Context:
+        """Return the context of a call that begins."""
+        context = copy_context()
+        context.run(current_scope.set, scope)
+        if self._model_id:
+            context.run(current_request.set, request_of_context().for_model(self._model_id))
+        return context
 
     def options(
         self,
@@ -314,18 +315,18 @@ class _TaskResponse(asyncio.Task[Any], DeploymentResponse):
         if self.done():
             return super().result()
         home = self.get_loop()
-        _refuse_to_block(home, self.get_name())
-        future = asyncio.run_coroutine_threadsafe(_outcome(self), home)
-        return _wait(future, timeout_s, self.get_name())
+        refuse_to_block(home, self.get_name())
+        future = asyncio.run_coroutine_threadsafe(outcome(self), home)
+        return wait(future, timeout_s, self.get_name())
 
     def __await__(self) -> Generator[Any, None, Any]:
-        if self.done() or _current_loop() is self.get_loop():
+        if self.done() or current_loop() is self.get_loop():
             return super().__await__()
-        future = asyncio.run_coroutine_threadsafe(_outcome(self), self.get_loop())
+        future = asyncio.run_coroutine_threadsafe(outcome(self), self.get_loop())
         return asyncio.wrap_future(future).__await__()
 
     def cancel(self, msg: Any = None) -> bool:
-        if self.done() or _current_loop() is self.get_loop():
+        if self.done() or current_loop() is self.get_loop():
             return super().cancel(msg)
         self.get_loop().call_soon_threadsafe(super().cancel, msg)
         return True
@@ -342,19 +343,20 @@ class _ThreadResponse(DeploymentResponse):
         home: asyncio.AbstractEventLoop,
         callee: Callee,
         scope: Scope,
+        context: Context,
     ) -> None:
         self.scope = scope
         self._home = home
         self._label = callee.label
         self._read = True  # until there is something to read
-        self._future = _submit(coroutine, home, callee, scope)
+        self._future = submit(_TaskResponse, coroutine, home, callee.label, callee.pending, context)
         self._read = False
 
     def result(self, timeout_s: float | None = None) -> Any:
         if not self._future.done():
-            _refuse_to_block(self._home, self._label)
+            refuse_to_block(self._home, self._label)
         self._read = True
-        return _wait(self._future, timeout_s, self._label)
+        return wait(self._future, timeout_s, self._label)
 
     def cancel(self) -> bool:
         return self._future.cancel()
@@ -377,87 +379,19 @@ def _log_failure(future: concurrent.futures.Future[Any], label: str) -> None:
         logger.error("%s: failed, and nobody read its response", label, exc_info=error)
 
 
-def _start(
-    coroutine: Coroutine[Any, Any, Any],
-    home: asyncio.AbstractEventLoop,
-    callee: Callee,
-    scope: Scope,
-) -> asyncio.Task[Any]:
-    """Start a call on the home loop, from the home loop."""
-    context = copy_context()
-    context.run(current_scope.set, scope)
-    task = eager_task(_TaskResponse, coroutine, home, callee.label, context)
-    task.scope = scope  # type: ignore[attr-defined]
-    if not task.done():
-        if (call := current_call.get()) is not None:
-            call.started(task, callee.pending)
-        else:
-            callee.pending.add(task)
-            task.add_done_callback(callee.pending.discard)
-    return task
+_CALLS = (DeploymentResponse, ItemStream)
 
 
-def _submit(
-    coroutine: Coroutine[Any, Any, Any],
-    home: asyncio.AbstractEventLoop,
-    callee: Callee,
-    scope: Scope,
-) -> concurrent.futures.Future[Any]:
-    """Start a call on the home loop, from elsewhere, in a copy of the caller's context."""
-
-    async def begin() -> Any:
-        return await _start(coroutine, home, callee, scope)
-
-    outer = begin()
-    try:
-        return asyncio.run_coroutine_threadsafe(outer, home)
-    except RuntimeError:  # the loop has been closed
-        outer.close()
-        coroutine.close()
-        raise
-
-
-async def _outcome(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
-
-
-def _current_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-def _refuse_to_block(home: asyncio.AbstractEventLoop, label: str) -> None:
-    if _current_loop() is home:
-        raise DeadlockError(
-            f"{label}: waiting here would block the event loop that computes the result; "
-            "`await` the response, or move this code to a synchronous function, which runs "
-            "in a worker thread"
-        )
-
-
-def _wait(future: concurrent.futures.Future[Any], timeout_s: float | None, label: str) -> Any:
-    try:
-        return future.result(timeout_s)
-    except concurrent.futures.CancelledError:
-        raise asyncio.CancelledError(f"{label}: the call was cancelled") from None
-    except TimeoutError:
-        if future.done():
-            raise
-        raise ResponseTimeoutError(f"{label}: no result within {timeout_s} s") from None
-
-
-def _holds_response(values: tuple[Any, ...] | list[Any]) -> bool:
+def _holds_calls(values: tuple[Any, ...] | list[Any]) -> bool:
     for value in values:
         kind = type(value)
         if kind is str or kind is int or kind is float:
             continue
-        if isinstance(value, DeploymentResponse):
+        if isinstance(value, _CALLS):
             return True
-        if (kind is list or kind is tuple) and _holds_response(value):
+        if (kind is list or kind is tuple) and _holds_calls(value):
             return True
-        if kind is dict and _holds_response(tuple(value.values())):
+        if kind is dict and _holds_calls(tuple(value.values())):
             return True
     return False
 
@@ -466,11 +400,11 @@ async def _values_of(value: Any) -> Any:
     """Return `value` with every response in it replaced by its value."""
     if isinstance(value, DeploymentResponse):
         # Shielded: whoever gets the value does not own the call that computes it.
-        return await asyncio.shield(asyncio.ensure_future(_outcome(value)))
+        return await asyncio.shield(asyncio.ensure_future(outcome(value)))
     kind = type(value)
-    if (kind is list or kind is tuple) and _holds_response(value):
+    if (kind is list or kind is tuple) and _holds_calls(value):
         return kind([await _values_of(item) for item in value])
-    if kind is dict and _holds_response(tuple(value.values())):
+    if kind is dict and _holds_calls(tuple(value.values())):
         return {key: await _values_of(item) for key, item in value.items()}
     return value
 
@@ -478,30 +412,26 @@ async def _values_of(value: Any) -> Any:
 async def _call_with_values(
     callee: Callee, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    args, kwargs = await _values_of(args), await _values_of(kwargs)
-    return await callee.call(method, args, kwargs)
+    try:
+        values, named = await _values_of(args), await _values_of(kwargs)
+        return await callee.call(method, values, named)
+    finally:
+        _end_streams(args, kwargs)
 
 
-async def _for_model(model_id: str, coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a call, in a context of its own, that asks for a model."""
-    current_request.set(request_of_context().for_model(model_id))
-    return await coroutine
+def _end_streams(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """End the streams among the arguments of a call that has ended: they were its own."""
+    for stream in streams_in((args, kwargs)):
+        stream.abort()
 
 
-async def _ended(tasks: list[asyncio.Task[Any]]) -> None:
-    if tasks:
-        await asyncio.wait(tasks)
-
-
-_END = object()
-
-
-class DeploymentResponseGenerator:
+class DeploymentResponseGenerator(ItemStream):
     """The items of a generator call that has been started: `async for`, or `for` in a thread.
 
     The generator is never more than one item ahead of its reader. An exception of the
     generator is raised after the items before it. When it is cancelled, closed or dropped,
-    the generator is closed: its `finally` runs.
+    the generator is closed: its `finally` runs. Passed to another `.remote()`, it is read by
+    that call, and closed when the call ends.
     """
 
     def __init__(
@@ -511,107 +441,20 @@ class DeploymentResponseGenerator:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         scope: Scope,
-        model_id: str = "",
+        context: Context,
     ) -> None:
         self.scope = scope
-        self._home = callee.home()
-        self._label = callee.label
-        self._cancelled = False
-        send, receive = anyio.create_memory_object_stream[Any](0)
-        self._receive = receive
 
-        tasks = self._tasks = list[asyncio.Task[Any]]()
+        async def source(emit: Emit) -> None:
+            try:
+                values, named = await _values_of(args), await _values_of(kwargs)
+                await callee.stream(method, values, named, emit)
+            finally:
+                _end_streams(args, kwargs)
 
-        async def pump() -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            tasks.append(task)
-            if model_id:
-                current_request.set(request_of_context().for_model(model_id))
-            with send, receive:
-                await callee.stream(
-                    method, await _values_of(args), await _values_of(kwargs), send.send
-                )
-
-        def close(_: object) -> None:
-            # Here and not in `__del__`: in a reference cycle, the stream may be finalised first.
-            send.close()
-            receive.close()
-
-        self._pump: asyncio.Task[Any] | concurrent.futures.Future[Any]
-        if _current_loop() is self._home:
-            self._pump = _start(pump(), self._home, callee, scope)
-        else:
-            self._pump = _submit(pump(), self._home, callee, scope)
-        self._pump.add_done_callback(close)  # a pump that is cancelled early never begins
+        super().__init__(source, callee.home(), callee.label, callee.pending, context)
 
     @property
     def degraded(self) -> tuple[str, ...]:
         """The deployments whose `fallback` has answered for them until now; empty for none."""
         return self.scope.degraded
-
-    async def _next(self) -> Any:
-        try:
-            return await self._receive.receive()
-        except asyncio.CancelledError:
-            self.cancel()  # whoever waits for an item owns the call, as with a response
-            raise
-        except (anyio.EndOfStream, anyio.ClosedResourceError):
-            pump = self._pump
-            if isinstance(pump, concurrent.futures.Future):
-                pump = asyncio.ensure_future(_outcome(asyncio.wrap_future(pump)))
-            try:
-                await asyncio.shield(pump)
-            except asyncio.CancelledError:
-                if not (self._cancelled and pump.cancelled()):
-                    raise  # somebody else has ended it, and there may have been more items
-            return _END
-
-    def __aiter__(self) -> AsyncIterator[Any]:
-        return self
-
-    async def __anext__(self) -> Any:
-        if _current_loop() is self._home:
-            item = await self._next()
-        else:
-            future = asyncio.run_coroutine_threadsafe(self._next(), self._home)
-            item = await asyncio.wrap_future(future)
-        if item is _END:
-            raise StopAsyncIteration
-        return item
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        _refuse_to_block(self._home, self._label)
-        future = asyncio.run_coroutine_threadsafe(self._next(), self._home)
-        item = _wait(future, None, self._label)
-        if item is _END:
-            raise StopIteration
-        return item
-
-    def cancel(self) -> bool:
-        """Close the generator; False if it has finished already."""
-        if self._pump.done():
-            return False
-        self._cancelled = True
-        if self._home.is_closed():
-            return False
-        self._home.call_soon_threadsafe(self._receive.close)
-        self._home.call_soon_threadsafe(self._pump.cancel)
-        return True
-
-    async def aclose(self) -> None:
-        """Close the generator and wait until it is closed."""
-        if not self.cancel():
-            return
-        if _current_loop() is self._home:
-            await _ended(self._tasks)
-        else:
-            future = asyncio.run_coroutine_threadsafe(_ended(self._tasks), self._home)
-            await asyncio.wrap_future(future)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_pump"):
-            self.cancel()

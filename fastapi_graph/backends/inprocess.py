@@ -12,6 +12,7 @@ from typing import Any
 from fastapi_graph.backends import Backend, DeploymentState, DeploymentStatus
 from fastapi_graph.context import Emit
 from fastapi_graph.dataplane import codec
+from fastapi_graph.dataplane.relays import attach, detach
 from fastapi_graph.dataplane.values import Kept
 from fastapi_graph.directory import Directory
 from fastapi_graph.errors import DeploymentStartError
@@ -220,11 +221,17 @@ def _round_trip(value: Any, what: str) -> Any:
     return codec.decode(codec.encode(value, what).copied(), what)
 
 
+def _copied(args: tuple[Any, ...], kwargs: dict[str, Any], label: str) -> Any:
+    """Return arguments as they would arrive elsewhere; streams copy their items themselves."""
+    arguments, streams = detach((args, kwargs))
+    return attach(_round_trip(arguments, f"{label}: an argument"), streams.__getitem__)
+
+
 async def _serialized_call(
     replica: Replica, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     label = _label(replica, method)
-    args, kwargs = _round_trip((args, kwargs), f"{label}: an argument")
+    args, kwargs = _copied(args, kwargs, label)
     try:
         result = await replica.call(method, args, kwargs)
     except Exception as error:
@@ -237,7 +244,7 @@ async def _serialized_stream(
     replica: Replica, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], emit: Emit
 ) -> None:
     label = _label(replica, method)
-    args, kwargs = _round_trip((args, kwargs), f"{label}: an argument")
+    args, kwargs = _copied(args, kwargs, label)
 
     async def emit_copy(item: Any) -> None:
         await emit(_round_trip(item, f"{label}: an item"))

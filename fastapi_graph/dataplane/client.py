@@ -18,13 +18,14 @@ from typing import Any
 
 from fastapi_graph.context import Emit, current_deadline
 from fastapi_graph.dataplane import codec
-from fastapi_graph.dataplane.codec import Payload
+from fastapi_graph.dataplane.codec import HoldsStreamError, Payload
 from fastapi_graph.dataplane.frames import (
     BUFFERS,
     KEEP,
     KEPT,
     STREAM,
     WITH_KEPT,
+    WITH_STREAMS,
     Kind,
     Load,
     Message,
@@ -32,10 +33,11 @@ from fastapi_graph.dataplane.frames import (
     encode_head,
     join_payload,
     pack_number,
-    split_payload,
+    payload_of,
     unpack_number,
 )
 from fastapi_graph.dataplane.peer import Elsewhere, Lost, Peer
+from fastapi_graph.dataplane.relays import Relays, detach
 from fastapi_graph.dataplane.tracing import current_trace
 from fastapi_graph.dataplane.values import LARGE, Exchange, Kept, KeptLost
 from fastapi_graph.errors import BackPressureError, NoReplicaError, ReplicaLostError
@@ -283,7 +285,7 @@ class DeploymentClient:
     async def _call(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Peer, Message]:
-        flags, content = self._request(method, args, kwargs)
+        flags, content, arguments, relays = self._request(method, args, kwargs)
         loop = asyncio.get_running_loop()
         attempt = current_attempt.get() or Attempt(self.max_retries)
         while True:
@@ -300,10 +302,10 @@ class DeploymentClient:
             try:
                 attempt.avoid.add(peer.replica_id)
                 if flags & KEPT:
-                    content = await self._deposited(peer, args, kwargs)
+                    content = await self._deposited(peer, arguments)
                 future: asyncio.Future[Message] = loop.create_future()
                 head = self._head(method, attempt.number)
-                number = peer.call(flags, (head, *content), future)
+                number = peer.call(flags, (head, *content), future, relays)
                 message = await future
                 if peer.degraded:
                     self._note_degraded(peer, number)
@@ -318,18 +320,20 @@ class DeploymentClient:
                 self._update()
                 if lost.begun and not attempt.again():
                     raise self._lost(peer, attempt) from None
+                if relays is not None and relays.begun:
+                    raise self._lost(peer, attempt, "it had read a stream, which cannot") from None
                 continue
             finally:
+                if relays is not None:
+                    relays.stop()
                 self.ongoing -= 1
                 self._give_back(peer)
             return peer, message
 
-    async def _deposited(
-        self, peer: Peer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Part, ...]:
+    async def _deposited(self, peer: Peer, arguments: Any) -> tuple[Part, ...]:
         """Bring large arguments to a replica, and return what stands for them in the call."""
         assert self._exchange is not None
-        depositing = asyncio.ensure_future(self._exchange.deposit(peer.replica_id, (args, kwargs)))
+        depositing = asyncio.ensure_future(self._exchange.deposit(peer.replica_id, arguments))
         try:
             number = await asyncio.shield(depositing)
         except asyncio.CancelledError:
@@ -348,7 +352,7 @@ class DeploymentClient:
 
         It is tried again elsewhere only until its first item.
         """
-        flags, content = self._request(method, args, kwargs)
+        flags, content, arguments, relays = self._request(method, args, kwargs)
         attempt = current_attempt.get() or Attempt(self.max_retries)
         while True:
             peer = await self._take()
@@ -358,9 +362,9 @@ class DeploymentClient:
             try:
                 attempt.avoid.add(peer.replica_id)
                 if flags & KEPT:
-                    content = await self._deposited(peer, args, kwargs)
+                    content = await self._deposited(peer, arguments)
                 head = self._head(method, attempt.number)
-                number = peer.call(flags | STREAM, (head, *content), items)
+                number = peer.call(flags | STREAM, (head, *content), items, relays)
                 while (message := await items.next()).kind == Kind.ITEM:
                     if peer.degraded:
                         self._note_degraded(peer, number)
@@ -372,10 +376,15 @@ class DeploymentClient:
                 continue
             except Lost as lost:
                 self._update()
-                if items.count or (lost.begun and not attempt.again()):
+                if lost.begun and not attempt.again():
                     raise self._lost(peer, attempt) from None
+                if items.count or (relays is not None and relays.begun):
+                    reason = "items had come, and a stream cannot"
+                    raise self._lost(peer, attempt, reason) from None
                 continue
             finally:
+                if relays is not None:
+                    relays.stop()
                 try:
                     await peer.cancel(number)
                 finally:
@@ -385,20 +394,29 @@ class DeploymentClient:
 
     def _request(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[int, tuple[Part, ...]]:
-        """Return the flags of a call, and what follows its head."""
-        payload = codec.encode((args, kwargs), self._argument)
-        body, buffers = payload
+    ) -> tuple[int, tuple[Part, ...], Any, Relays | None]:
+        """Return the flags of a call, what follows its head, its arguments and their streams."""
+        arguments: Any = (args, kwargs)
+        relays: Relays | None = None
         flags = 0
+        try:
+            payload = codec.encode(arguments, self._argument)
+        except HoldsStreamError:
+            arguments, streams = detach(arguments)
+            payload = codec.encode(arguments, self._argument)
+            relays = Relays(streams, self._argument)
+            flags = WITH_STREAMS
+        body, buffers = payload
         if self._exchange is not None:
-            flags = KEEP
+            flags |= KEEP
             if _KEPT_CLASS in body:
                 flags |= WITH_KEPT
             if payload.size >= LARGE:
-                return flags | KEPT, ()
+                return flags | KEPT, (), arguments, relays
         if not buffers:
-            return flags, (body,)
-        return flags | BUFFERS, tuple(join_payload(payload.copied(), len(self._head(method))))
+            return flags, (body,), arguments, relays
+        parts = tuple(join_payload(payload.copied(), len(self._head(method))))
+        return flags | BUFFERS, parts, arguments, relays
 
     def _head(self, method: str, attempt: int = 1) -> bytes:
         deadline, trace = current_deadline.get(), current_trace()
@@ -409,25 +427,26 @@ class DeploymentClient:
         return encode_head(method.encode(), trace.encode(), left, request, attempt)
 
     def _result(self, message: Message) -> Any:
-        kind, flags, _, content = message
-        if kind == Kind.ERROR:
-            error = codec.decode_exception(Payload(content, ()))
+        if message.kind == Kind.ERROR:
+            error = codec.decode_exception(Payload(message.content, ()))
             try:
                 raise error from error.__cause__
             finally:
                 del error  # its traceback has this frame
-        payload = split_payload(content, 0) if flags & BUFFERS else Payload(content, ())
-        return codec.decode(payload, self._a_result)
+        return codec.decode(payload_of(message), self._a_result)
 
     def _note_degraded(self, peer: Peer, number: int) -> None:
         names, scope = peer.degraded.pop(number, ()), current_scope.get()
         if names and scope is not None:
             scope.degrade(names)
 
-    def _lost(self, peer: Peer, attempt: Attempt) -> ReplicaLostError:
+    def _lost(self, peer: Peer, attempt: Attempt, reason: str = "") -> ReplicaLostError:
+        why = f"max_retries={attempt.limit} allows no other attempt"
+        if reason:
+            why = f"{reason} begin again"
         return ReplicaLostError(
             f"{self.name}: replica {peer.replica_id} was lost while it worked on the call, and "
-            f"max_retries={attempt.limit} allows no other attempt (bound at {self.where})"
+            f"{why} (bound at {self.where})"
         )
 
 

@@ -14,11 +14,23 @@ from typing import Any, NamedTuple
 
 from fastapi_graph.errors import NodeError, SerializationError
 from fastapi_graph.raised import reduce_exception
+from fastapi_graph.streams import StreamFound
 
-__all__ = ["Payload", "decode", "decode_exception", "encode", "encode_exception"]
+__all__ = [
+    "HoldsStreamError",
+    "Payload",
+    "decode",
+    "decode_exception",
+    "encode",
+    "encode_exception",
+]
 
 _MAIN = b"\x08__main__"
 """How a pickle names the module of what the main script defines: behind the name's length."""
+
+
+class HoldsStreamError(SerializationError):
+    """A value holds a stream, for which something else has to be sent."""
 
 
 class Payload(NamedTuple):
@@ -55,6 +67,7 @@ def encode(value: Any, what: str) -> Payload:
         what: What the message calls the value.
 
     Raises:
+        HoldsStreamError: There is a stream in it.
         SerializationError: It cannot be pickled.
     """
     buffers: list[pickle.PickleBuffer] = []
@@ -62,6 +75,11 @@ def encode(value: Any, what: str) -> Payload:
         body = pickle.dumps(value, 5, buffer_callback=buffers.append)
         if _MAIN in body:
             raise pickle.PicklingError  # another process has another __main__
+    except StreamFound:
+        raise HoldsStreamError(
+            f"{what} holds a stream, which cannot be pickled: a stream can only be an argument of "
+            "a call, itself or in lists, tuples, dicts and dataclasses"
+        ) from None
     except Exception:  # whatever a reducer raises: cloudpickle may know better
         import cloudpickle  # type: ignore[import-untyped,unused-ignore]
 

@@ -5,7 +5,8 @@ A connection is between a *client*, which calls, and a *server*, which answers:
 1. The server sends CHALLENGE with its nonce.
 2. The client sends AUTH: its own nonce, and proof that it has the secret.
 3. The server sends WELCOME: proof that it has the secret too. The connection is open.
-4. CALL, CREDIT and RELEASE go to the server; RESULT, ERROR, ITEM and GOAWAY to the client.
+4. CALL goes to the server, and GOAWAY to the client. RESULT, ERROR and ITEM answer a call, and
+   go the other way for the streams among its arguments; so CREDIT and RELEASE go both ways, too.
    CANCEL goes to the server, and comes back once the call has ended without another answer.
    PING and PONG go both ways.
 
@@ -44,25 +45,24 @@ __all__ = ["Connection", "State"]
 
 State = Literal["handshake", "open", "closed"]
 
-MAGIC = b"fastapi_graph/1\n"
+MAGIC = b"fastapi_graph/2\n"
 NONCE_SIZE = 32
 HANDSHAKE_LIMIT = 256  # bytes of content in a frame before the connection is open
 DEFAULT_MAX_MESSAGE_SIZE = 1 << 30
 
+_BOTH = (
+    Kind.RESULT,
+    Kind.ERROR,
+    Kind.ITEM,
+    Kind.CREDIT,
+    Kind.RELEASE,
+    Kind.CANCEL,
+    Kind.PING,
+    Kind.PONG,
+)
 _EXPECTED = {
-    "client": frozenset(
-        {
-            Kind.RESULT,
-            Kind.ERROR,
-            Kind.ITEM,
-            Kind.PING,
-            Kind.PONG,
-            Kind.GOAWAY,
-            Kind.CANCEL,
-            Kind.DEGRADED,
-        }
-    ),
-    "server": frozenset({Kind.CALL, Kind.CREDIT, Kind.CANCEL, Kind.PING, Kind.PONG, Kind.RELEASE}),
+    "client": frozenset({*_BOTH, Kind.GOAWAY, Kind.DEGRADED}),
+    "server": frozenset({*_BOTH, Kind.CALL}),
 }
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "MORE",
     "STREAM",
     "WITH_KEPT",
+    "WITH_STREAMS",
     "CallHead",
     "Kind",
     "Load",
@@ -39,6 +40,8 @@ __all__ = [
     "header",
     "join_payload",
     "pack_number",
+    "payload_of",
+    "payload_parts",
     "split_payload",
     "total_size",
     "unpack_number",
@@ -55,6 +58,7 @@ STREAM = 4  # of a call: its result is a stream of items
 KEEP = 8  # of a call: a large result may stay where it was made
 KEPT = 16  # of a call or result: the number of a kept value stands for the payload
 WITH_KEPT = 32  # of a call: kept values stand for some of its arguments
+WITH_STREAMS = 64  # of a call: streams stand for some of its arguments, and follow it
 
 HEADER = struct.Struct("!IBBI")
 _TOTAL = struct.Struct("!Q")
@@ -266,3 +270,21 @@ def split_payload(content: bytes | bytearray, start: int) -> Payload:
     if offset != len(view):
         raise ValueError("a payload's table does not fit its bytes")
     return Payload(parts[0], tuple(parts[1:]))
+
+
+def payload_parts(payload: Payload) -> tuple[int, tuple[Part, ...]]:
+    """Return a payload as flags and content of a message of its own."""
+    if payload.buffers:
+        return BUFFERS, tuple(join_payload(payload.copied()))
+    return 0, (payload.body,)
+
+
+def payload_of(message: Message) -> Payload:
+    """Return the payload that is all of a message.
+
+    Raises:
+        ValueError: The bytes are no such payload.
+    """
+    if message.flags & BUFFERS:
+        return split_payload(message.content, 0)
+    return Payload(message.content, ())

@@ -12,6 +12,7 @@ from typing import Protocol
 from fastapi_graph.dataplane.connection import Connection
 from fastapi_graph.dataplane.frames import KEPT, Kind, Load, Message, Part, unpack_number
 from fastapi_graph.dataplane.protocol import Link
+from fastapi_graph.dataplane.relays import Relay, Relays
 
 __all__ = ["Dial", "Elsewhere", "Lost", "Peer", "PeerOwner", "Waiter"]
 
@@ -105,6 +106,7 @@ class Peer:
         self._link: Link | None = None
         self.degraded: dict[int, tuple[str, ...]] = {}
         self._waiting: dict[int, Waiter] = {}
+        self._relays: dict[int, Relay] = {}
         self._number = self._seen = 0
         self._ended = asyncio.Event()
         self._unanswered_pings = 0
@@ -137,8 +139,16 @@ class Peer:
         self.close_soon()
         await asyncio.wait([self._task])
 
-    def call(self, flags: int, parts: tuple[Part, ...], waiter: Waiter) -> int:
+    def call(
+        self, flags: int, parts: tuple[Part, ...], waiter: Waiter, relays: Relays | None = None
+    ) -> int:
         """Send a call and return its number.
+
+        Args:
+            flags: Those of the message.
+            parts: Its content.
+            waiter: Who waits for the answer.
+            relays: The streams among its arguments.
 
         Raises:
             LocalProtocolError: It is too long.
@@ -150,17 +160,34 @@ class Peer:
         self._number = number = self._number % 0xFFFF_FFFF + 1
         link.send(Kind.CALL, flags, number, *parts)
         self._waiting[number] = waiter
+        if relays is not None:
+            self._number = relays.start(self, number)
         return number
 
     def release(self, number: int) -> None:
         """Let go of a value that it keeps; without a connection it has done so already."""
-        if self._link is not None and self._link.is_open:
-            self._link.send(Kind.RELEASE, 0, number)
+        self.tell(Kind.RELEASE, 0, number)
 
     def grant(self, number: int) -> None:
         """Let a stream go on."""
+        self.tell(Kind.CREDIT, 0, number)
+
+    def tell(self, kind: int, flags: int, number: int, *parts: Part) -> None:
+        """Send a message; without a connection there is nobody who needs it.
+
+        Raises:
+            LocalProtocolError: It is too long.
+        """
         if self._link is not None and self._link.is_open:
-            self._link.send(Kind.CREDIT, 0, number)
+            self._link.send(kind, flags, number, *parts)
+
+    def relay(self, number: int, relay: Relay) -> None:
+        """Pass on what comes for a stream among the arguments of a call."""
+        self._relays[number] = relay
+
+    def end_relay(self, number: int) -> None:
+        """Pass it on no more."""
+        self._relays.pop(number, None)
 
     async def cancel(self, number: int) -> None:
         """Cancel a call that has not been answered, and wait a while until it has ended."""
@@ -263,6 +290,9 @@ class Peer:
             elif kind == Kind.DEGRADED:
                 if number in self._waiting:
                     self.degraded[number] = tuple(str(content, "utf-8", "replace").split("\n"))
+            elif kind == Kind.CREDIT or kind == Kind.RELEASE:
+                if (relay := self._relays.get(number)) is not None:
+                    relay.received(message)
             elif kind == Kind.PONG:
                 late, self._unanswered_pings = not self.responsive, 0
                 with contextlib.suppress(ValueError):

@@ -21,16 +21,18 @@ from fastapi_graph.dataplane.frames import (
     KEPT,
     STREAM,
     WITH_KEPT,
+    WITH_STREAMS,
     CallHead,
     Kind,
     Load,
     Message,
-    join_payload,
     pack_number,
+    payload_parts,
     split_payload,
     unpack_number,
 )
 from fastapi_graph.dataplane.protocol import Link
+from fastapi_graph.dataplane.relays import Incoming, attach, stream_number
 from fastapi_graph.dataplane.tracing import attach_trace
 from fastapi_graph.dataplane.values import LARGE, Exchange, Keeper, Kept
 from fastapi_graph.errors import (
@@ -49,6 +51,7 @@ from fastapi_graph.request import (
     current_request,
     current_scope,
 )
+from fastapi_graph.streams import ItemStream
 
 __all__ = ["ReplicaServer"]
 
@@ -236,6 +239,8 @@ class _Client:
         self._replica = server.replica
         self._kept: set[int] = set()
         self._streams: dict[int, _Credit] = {}
+        self._incoming: dict[int, Incoming] = {}
+        self._reading: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
 
     def connected(self, link: Link) -> None:
@@ -272,6 +277,9 @@ class _Client:
             elif kind == Kind.CREDIT:
                 if (credit := self._streams.get(message.number)) is not None:
                     credit.grant()
+            elif kind == Kind.ITEM or kind == Kind.RESULT or kind == Kind.ERROR:
+                if (incoming := self._incoming.get(message.number)) is not None:
+                    incoming.received(message)
             elif kind == Kind.RELEASE:
                 self._kept.discard(message.number)
                 self._server.keeper.release(message.number)
@@ -312,6 +320,7 @@ class _Client:
         """Run one call and answer it."""
         _, flags, number, content = message
         label, method = self._replica.name, "__call__"
+        streams: dict[int, ItemStream] = {}
         try:
             head, start = CallHead.decode(content)
             method = head.method
@@ -330,6 +339,11 @@ class _Client:
                 args, kwargs = codec.decode(payload, self._what(label, "an argument"))
             if flags & WITH_KEPT:
                 args, kwargs = await self._fetched((args, kwargs))
+            if flags & WITH_STREAMS:
+                what = self._what(label, "an item of an argument")
+                args, kwargs = attach(
+                    (args, kwargs), lambda index: self._open(number, index, what, streams)
+                )
             if head.context:
                 attach_trace(head.context)
             if head.request:
@@ -367,6 +381,22 @@ class _Client:
             # In a task it would end the actor's event loop, and every other call with it.
             where = f"(bound at {self._replica.where})"
             self._fail(number, NodeError(f"{label} raised {error!r} {where}"))
+        finally:
+            for stream_, stream in streams.items():
+                del self._incoming[stream_]
+                stream.abort()
+
+    def _open(self, call: int, index: int, what: str, streams: dict[int, ItemStream]) -> ItemStream:
+        """Return a stream among the arguments of a call, and note it."""
+        number = stream_number(call, index)
+        incoming = self._incoming[number] = Incoming(self._tell, number, what)
+        stream = ItemStream(incoming.emit_all, self._loop, what, self._reading)
+        streams[number] = stream
+        return stream
+
+    def _tell(self, kind: int, flags: int, number: int) -> None:
+        if self.link.is_open:
+            self.link.send(kind, flags, number)
 
     async def _stream(
         self, number: int, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], label: str
@@ -402,10 +432,8 @@ class _Client:
         return rebuild(arguments, Kept, found.__getitem__)
 
     def _answer(self, kind: int, number: int, payload: Payload) -> None:
-        if payload.buffers:
-            self.link.send(kind, BUFFERS, number, *join_payload(payload.copied()))
-        else:
-            self.link.send(kind, 0, number, payload.body)
+        flags, parts = payload_parts(payload)
+        self.link.send(kind, flags, number, *parts)
 
     def _fail(self, number: int, error: BaseException) -> None:
         short = NodeError(f"{type(error).__qualname__}: it is too long to be sent")

@@ -219,6 +219,7 @@ class _Builder:
         slots: dict[Node, int] = {}
         steps: list[Step] = []
         requires: set[str] = set()
+        readers: dict[Node, Node] = {}
         input_node: InputNode | None = None
         for node in _depth_first((output,), inputs_of):
             if isinstance(node, InputNode):
@@ -231,7 +232,7 @@ class _Builder:
                 input_node = node
             elif isinstance(node, FunctionNode | MethodNode):
                 slots[node] = len(steps) + 1
-                steps.append(self._step(node, slots, requires, last=node is output))
+                steps.append(self._step(node, slots, requires, readers))
         streams = isinstance(output, FunctionNode | MethodNode) and _streams(output)
         plan = Plan(
             name=f"{output._label()}#{len(self._plans)}",
@@ -253,17 +254,10 @@ class _Builder:
         node: FunctionNode | MethodNode,
         slots: dict[Node, int],
         requires: set[str],
-        *,
-        last: bool,
+        readers: dict[Node, Node],
     ) -> Step:
         owner = node._owner if isinstance(node, MethodNode) else node
         requires |= self._requires[owner]
-        if _streams(node) and not last:
-            raise GraphDefinitionError(
-                f"{node._label()} is a generator: it can be the output of a graph, or be called "
-                f"through a handle, but not be an argument of another node "
-                f"(bound at {node._where})"
-            )
         if isinstance(node, FunctionNode) and node._is_bare:
             node._check()  # a bare function may have waited until now to be a value
         needs: set[int] = set()
@@ -273,6 +267,8 @@ class _Builder:
                 requires.update(self._requires[child])
                 return HandleRef(self._names[child])
             read = _read(child, slots)
+            if isinstance(child, FunctionNode | MethodNode) and _streams(child):
+                _read_once(child, node, readers)
             if read.slot:
                 needs.add(read.slot)
             return read
@@ -284,6 +280,7 @@ class _Builder:
             args=tuple(rebuild(value, Node, refer) for value in node._args),
             kwargs={key: rebuild(value, Node, refer) for key, value in node._kwargs.items()},
             needs=tuple(sorted(needs)),
+            streams=_streams(node),
             label=node._label(),
             where=node._where,
         )
@@ -297,6 +294,18 @@ def inputs_of(node: Node) -> Iterator[Node]:
 def _read(node: Node, slots: Mapping[Node, int]) -> Read:
     origin, path = node._origin() if isinstance(node, AccessNode) else (node, ())
     return Read(slots.get(origin, 0), path, node._label(), node._where)
+
+
+def _read_once(stream: Node, reader: Node, readers: dict[Node, Node]) -> None:
+    """Note who reads a stream; raise if somebody does already."""
+    if (other := readers.get(stream)) is not None:
+        raise GraphDefinitionError(
+            f"{stream._label()} (bound at {stream._where}) is a generator, whose items go to one "
+            f"reader, but it is taken twice: by {other._label()} (bound at {other._where}) and by "
+            f"{reader._label()} (bound at {reader._where}); bind it once for each, or collect its "
+            "items in a node that both take"
+        )
+    readers[stream] = reader
 
 
 def _streams(node: FunctionNode | MethodNode) -> bool:

@@ -60,6 +60,7 @@ class Step:
         args: Positional arguments, with `Read` and `HandleRef` in place of nodes.
         kwargs: Keyword arguments, likewise.
         needs: Slots of the steps whose results it takes.
+        streams: Whether its result is a stream of items.
         label: What messages call it.
         where: `file:line` of its bind.
     """
@@ -70,6 +71,7 @@ class Step:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     needs: tuple[int, ...]
+    streams: bool
     label: str
     where: str
 

@@ -228,8 +228,16 @@ def check_fits(produced: Any, expected: Any, message: Callable[[str, str], str])
     """Raise `GraphDefinitionError` if a value of type `produced` cannot be `expected`.
 
     Only two plain classes, of which neither is a subclass of the other, are a mismatch;
-    int counts as float and both as complex (PEP 484, "The numeric tower").
+    int counts as float and both as complex (PEP 484, "The numeric tower"). A stream fits what
+    can be iterated as one.
     """
+    if get_origin(produced) is AsyncIterator:
+        if not _takes_stream(expected):
+            raise GraphDefinitionError(message("a stream", _name(expected)))
+        items = item_type(expected)
+        if items is not None:
+            check_fits(item_type(produced), items, message)
+        return
     produced, expected = _plain(produced), _plain(expected)
     if produced is None or expected is None:
         return
@@ -241,6 +249,24 @@ def check_fits(produced: Any, expected: Any, message: Callable[[str, str], str])
     except TypeError:  # protocols with data members and the like: doubtful
         return
     raise GraphDefinitionError(message(_name(produced), _name(expected)))
+
+
+def _takes_stream(annotation: Any) -> bool:
+    """Say whether a parameter of this type can be meant for a stream; in doubt it can."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _takes_stream(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return any(map(_takes_stream, get_args(annotation)))
+    cls = origin or annotation
+    return (
+        cls in _STREAMS
+        or not isinstance(cls, type)
+        or cls in (Any, object)
+        or getattr(cls, "_is_protocol", False)
+        or hasattr(cls, "__anext__")
+        or hasattr(cls, "__next__")
+    )
 
 
 _NUMERIC_TOWER = {(int, float), (int, complex), (float, complex), (bool, float), (bool, complex)}

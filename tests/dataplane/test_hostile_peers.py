@@ -87,7 +87,7 @@ async def test_who_does_not_shake_hands_is_refused(
 
 AFTER = {
     "an unknown kind": frame(99, number=1),
-    "an answer": frame(Kind.RESULT, number=1),
+    "a goodbye": frame(Kind.GOAWAY, number=1),
     "a huge length": HEADER.pack(0xFFFF_FFFF, Kind.CALL, 0, 1),
     "a long chunk": HEADER.pack(CHUNK + 1, Kind.CALL, MORE, 1),
     "a huge message": frame(Kind.CALL, total(1 << 50), flags=MORE, number=1),

@@ -69,9 +69,8 @@ def length(source: random.Random) -> int:
 
 def session(source: random.Random, role: str) -> bytes:
     """Return bytes that an end in this role may get, the handshake excepted."""
-    kinds = [Kind.CALL, Kind.CREDIT, Kind.CANCEL, Kind.RELEASE, Kind.PING, Kind.PONG]
-    if role == "client":
-        kinds = [Kind.RESULT, Kind.ERROR, Kind.ITEM, Kind.GOAWAY, Kind.PING, Kind.PONG]
+    kinds = [Kind.RESULT, Kind.ERROR, Kind.ITEM, Kind.CREDIT, Kind.RELEASE, Kind.CANCEL]
+    kinds += [Kind.PING, Kind.PONG, Kind.GOAWAY if role == "client" else Kind.CALL]
     sender = opened()[role == "client"]
     data = b""
     for _ in range(source.randrange(12)):

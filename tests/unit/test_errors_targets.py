@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Generator,
+    Iterable,
+    Iterator,
+)
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import pytest
 
-from fastapi_graph import Graph, GraphDefinitionError, InputNode, OptionError, deployment
+from fastapi_graph import (
+    DeploymentResponseGenerator,
+    Graph,
+    GraphDefinitionError,
+    InputNode,
+    OptionError,
+    deployment,
+)
 from tests.unit.located import line, refused
 
 HERE = Path(__file__).name
@@ -121,12 +135,53 @@ def stream(value: Any) -> Iterator[int]:
     yield 1
 
 
-def test_a_generator_as_an_argument() -> None:
+@deployment
+def two(left: Any, right: Any = None) -> Any:
+    return left
+
+
+def test_a_generator_that_two_nodes_take() -> None:
     with InputNode() as x:
         items, bound = stream.bind(x), line()
-        dag = one.bind([items])
-    with refused("stream", "generator", at=bound):
+        dag = two.bind(one.bind(items), one.bind([items]))
+    with refused("stream", "generator", "one reader", "taken twice", at=bound):
         Graph(dag)
+
+
+def test_a_generator_that_one_node_takes_twice() -> None:
+    with InputNode() as x:
+        items, bound = stream.bind(x), line()
+        dag = two.bind(items, right=items)
+    with refused("stream", "taken twice: by two", at=bound):
+        Graph(dag)
+
+
+WRONG_READERS = [int, str, list[int], list, dict[str, int], tuple[int, ...], Iterator[str]]
+READERS: list[Any] = [
+    *(Any, object, AsyncIterator, AsyncIterator[int], AsyncIterable[int], Iterator[int]),
+    *(Iterable[int], Iterable, Generator[int, None, None], AsyncGenerator[int, None]),
+    *(DeploymentResponseGenerator, int | Iterator[int], Annotated[Iterator[int], "note"]),
+    *(Iterator[Any], AsyncIterator[float], TypeVar("T")),
+]
+
+
+def reader(annotation: Any) -> Any:
+    def read(items: Any) -> None: ...
+
+    read.__annotations__ = {"items": annotation}
+    return deployment(read)
+
+
+@pytest.mark.parametrize("annotation", WRONG_READERS)
+def test_a_generator_for_a_parameter_that_takes_none(annotation: Any) -> None:
+    with InputNode() as x, refused("read: parameter 'items'", "stream"):
+        reader(annotation).bind(stream.bind(x))
+
+
+@pytest.mark.parametrize("annotation", READERS)
+def test_a_generator_for_a_parameter_that_takes_one(annotation: Any) -> None:
+    with InputNode() as x:
+        Graph(reader(annotation).bind(stream.bind(x)))
 
 
 def test_a_part_of_a_generator() -> None:

@@ -45,6 +45,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"adaptive"}),
     frozenset({"threads"}),
     frozenset({"request"}),
+    frozenset({"loops", "streams"}),
     frozenset({"context"}),
     frozenset({"graph"}),
     frozenset({"errors", "raised", "settings"}),
