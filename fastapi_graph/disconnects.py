@@ -14,12 +14,15 @@ from typing import ClassVar
 from fastapi import Request, Response
 from starlette.types import Message, Receive
 
-__all__ = ["RECEIVE", "Rereadable", "Watch", "client_left", "has_gone", "quiet_receive"]
+__all__ = ["RECEIVE", "Rereadable", "Watch", "client_left", "has_left"]
 
 logger = logging.getLogger("fastapi_graph")
 
 # A request that takes longer than once or twice this is watched for its client leaving.
 _WATCH_AFTER_S = 0.05
+
+# How often it is asked whether the body has been read.
+_LOOK_AGAIN_S = 0.2
 
 # In a request's scope: its `Rereadable`.
 RECEIVE = "fastapi_graph.receive"
@@ -58,7 +61,7 @@ class Rereadable:
         return message
 
 
-def quiet_receive(request: Request, body_is_ours: bool) -> Receive | None:
+def _quiet_receive(request: Request, body_is_ours: bool) -> Receive | None:
     """Return what may be received from without taking a body from anybody, or None.
 
     Args:
@@ -73,7 +76,7 @@ def quiet_receive(request: Request, body_is_ours: bool) -> Receive | None:
     return None
 
 
-async def has_gone(receive: Receive) -> bool:
+async def _has_gone(receive: Receive) -> bool:
     """Wait until the client leaves; False if that cannot be known."""
     try:
         while (await receive())["type"] != "http.disconnect":
@@ -82,6 +85,18 @@ async def has_gone(receive: Receive) -> bool:
         logger.debug("cannot watch for the client leaving: %r", error)
         return False
     return True
+
+
+async def has_left(request: Request, body_is_ours: bool) -> bool:
+    """Wait until the client leaves; while others may read its body, do not look.
+
+    Args:
+        request: The request.
+        body_is_ours: Whether nobody but the caller reads the body.
+    """
+    while (receive := _quiet_receive(request, body_is_ours)) is None:  # noqa: ASYNC110 - no event
+        await asyncio.sleep(_LOOK_AGAIN_S)
+    return await _has_gone(receive)
 
 
 class Watch:
@@ -125,12 +140,12 @@ class Watch:
         loop.call_later(_WATCH_AFTER_S, cls._sweep, loop)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        receive = quiet_receive(self._request, self._body_is_ours)
+        receive = _quiet_receive(self._request, self._body_is_ours)
         if receive is not None:
             self._watcher = loop.create_task(self._listen(receive))
 
     async def _listen(self, receive: Receive) -> None:
-        if not await has_gone(receive):
+        if not await _has_gone(receive):
             return
         self._gone = True
         if self._task is not None:

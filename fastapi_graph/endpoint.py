@@ -34,6 +34,7 @@ from fastapi_graph.errors import DeadlineExceededError, GraphError
 from fastapi_graph.incoming import Incoming, incoming_of
 from fastapi_graph.results import Result
 from fastapi_graph.statuses import http_error, unprocessable
+from fastapi_graph.streams import stream_of
 
 __all__ = ["GraphEndpoint", "GraphRoute"]
 
@@ -56,6 +57,7 @@ class GraphEndpoint:
         result_type: The declared type of the output, or `Any`.
         doc: The description for the schema.
         timeout_s: Seconds that a request may take; None for no limit.
+        takes_stream: Whether the graph takes the items of the value one by one.
     """
 
     shown_options: Mapping[str, Any] = MappingProxyType({})
@@ -73,6 +75,7 @@ class GraphEndpoint:
         result_type: Any = Any,
         doc: str | None = None,
         timeout_s: float | None = None,
+        takes_stream: bool = False,
     ) -> None:
         self.__name__ = label.replace(".", "_").lower()
         self.__doc__ = doc
@@ -82,6 +85,10 @@ class GraphEndpoint:
         self._ask: Callable[[tuple[Any, ...]], Awaitable[Any]] = functools.partial(
             graph.request, callee
         )
+        self._takes_stream = takes_stream
+        self._reading: set[asyncio.Task[Any]] = set()
+        if takes_stream:
+            self._ask = self._ask_with_stream
         self._check = check
         self._timeout_s = timeout_s
         self._seen = threading.local()
@@ -211,6 +218,19 @@ class GraphEndpoint:
 
     def _said(self, error: GraphError, value: Any) -> Exception:
         return http_error(error, value, self._graph.settings.over_capacity_status)
+
+    async def _ask_with_stream(self, args: tuple[Any, ...]) -> Any:
+        (source,) = args = self._opened(args)
+        try:
+            return await self._graph.request(self._callee, args)
+        finally:
+            source.abort()
+
+    def _opened(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return arguments with a stream in place of what can be iterated, if it is to be one."""
+        if not self._takes_stream:
+            return args
+        return tuple(stream_of(items, f"{self._label}: the input", self._reading) for items in args)
 
     async def _within(self, timeout_s: float, args: tuple[Any, ...]) -> Any:
         token = current_deadline.set(asyncio.get_running_loop().time() + timeout_s)

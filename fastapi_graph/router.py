@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import types
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, NamedTuple, get_args
 
 from fastapi import APIRouter, Body, Depends
 from pydantic import BaseModel, ImportString, TypeAdapter, ValidationError
 
 from fastapi_graph.application import Graph
-from fastapi_graph.driver import Ingress
 from fastapi_graph.endpoint import GraphEndpoint, GraphRoute
 from fastapi_graph.errors import GraphDefinitionError, UnknownMethodError
 from fastapi_graph.graph import signatures
@@ -20,6 +20,7 @@ from fastapi_graph.graph.plan import Plan
 from fastapi_graph.http_adapters import AnyJson, json_request, starlette_request
 from fastapi_graph.results import adapter_of
 from fastapi_graph.settings import GraphSettings
+from fastapi_graph.sockets import SocketEndpoint
 from fastapi_graph.streaming import StreamEndpoint, StreamForm
 
 __all__ = ["graph_router"]
@@ -33,6 +34,7 @@ def graph_router(
     lifespan: Any = None,
     stream: StreamForm | None = None,
     request_timeout_s: float | None = None,
+    websocket: str | None = None,
     **router_options: Any,
 ) -> APIRouter:
     """Return a router that answers HTTP requests with a graph.
@@ -63,6 +65,9 @@ def graph_router(
             `"chunks"` for items of `bytes` or `str`.
         request_timeout_s: Seconds that a request may take before it is answered with 504; None:
             what the settings say. A request's header `x-request-timeout-seconds` can shorten it.
+        websocket: A path, below that of the route, at which a websocket is served, too, or `"/"`
+            for the route's own: its messages are the stream that the graph takes, and what it
+            yields is sent.
         **router_options: Every other keyword of `fastapi.APIRouter`.
 
     Raises:
@@ -98,17 +103,20 @@ def graph_router(
         raise GraphDefinitionError(
             f"request_timeout_s={request_timeout_s!r} must be a number of seconds above 0"
         )
-    endpoints = {
-        path: _endpoint(graph, ingress, node, _load(http_adapter), stream, request_timeout_s)
-        for path, node in ingress.routes.items()
-    }
-    if stream and not any(isinstance(each, StreamEndpoint) for each in endpoints.values()):
+    roots = {path: _root(graph, node) for path, node in ingress.routes.items()}
+    bound = f"{ingress.root._label()} (bound at {ingress.root._where})"
+    if stream and not any(root.streams for root in roots.values()):
         raise GraphDefinitionError(
-            f"stream={stream!r}: {ingress.root._label()} (bound at {ingress.root._where}) gives no "
-            "stream; leave `stream` out, or bind a generator last"
+            f"stream={stream!r}: {bound} gives no stream; leave `stream` out, or bind a generator "
+            "last"
         )
-    for path, endpoint in endpoints.items():
+    adapter = _load(http_adapter)
+    for path, root in roots.items():
+        endpoint = _endpoint(graph, root, adapter, ingress.takes_request, stream, request_timeout_s)
         _add_route(router, path, endpoint, ["GET", "POST"] if ingress.is_driver else ["POST"])
+    if websocket is not None:
+        talking = {} if ingress.takes_request else {p: r for p, r in roots.items() if r.talks}
+        _add_sockets(router, graph, websocket, talking, bound, request_timeout_s)
     return router
 
 
@@ -146,6 +154,29 @@ def _add_route(router: APIRouter, path: str, endpoint: GraphEndpoint, methods: l
         )
 
 
+def _add_sockets(
+    router: APIRouter,
+    graph: Graph,
+    websocket: str,
+    talking: dict[str, _Root],
+    bound: str,
+    timeout_s: float | None,
+) -> None:
+    if not websocket.startswith("/"):
+        raise GraphDefinitionError(f"websocket={websocket!r} must be a path that starts with '/'")
+    if not talking:
+        raise GraphDefinitionError(
+            f"websocket={websocket!r}: {bound} does not take a stream and give one; declare the "
+            "input, InputNode(AsyncIterator[str]) or a parameter of that type, and bind a "
+            "generator last"
+        )
+    for path, root in talking.items():
+        at = f"{path}{websocket}" if path != "/" else websocket
+        if websocket == "/":
+            at = _RootPath("/") if path == "/" else path
+        router.add_api_websocket_route(at, _socket(graph, root, timeout_s))
+
+
 def _lifespan(graph: Graph, users: Any) -> Callable[[Any], Any]:
     if users is None:
         return graph.lifespan
@@ -169,14 +200,34 @@ def _load(adapter: Any) -> Any:
         raise GraphDefinitionError(f"http_adapter {adapter!r}: {reason}") from error
 
 
-def _endpoint(
-    graph: Graph,
-    ingress: Ingress,
-    node: Node,
-    adapter: Any,
-    form: StreamForm | None,
-    timeout_s: float | None,
-) -> GraphEndpoint:
+class _Root(NamedTuple):
+    """What answers at one route.
+
+    Attributes:
+        node: The node.
+        label: What messages call it.
+        takes: Whether it takes a value.
+        input_type: Of which type.
+        streams: Whether it gives a stream.
+        result_type: The type of what it gives.
+        doc: Its description.
+    """
+
+    node: Node
+    label: str
+    takes: bool
+    input_type: Any
+    streams: bool
+    result_type: Any
+    doc: str | None
+
+    @property
+    def talks(self) -> bool:
+        """Whether it makes a stream of a stream."""
+        return self.streams and signatures.item_type(self.input_type) is not None
+
+
+def _root(graph: Graph, node: Node) -> _Root:
     root = graph.built.roots[node]
     if isinstance(root, Plan):
         label, streams = root.label, root.streams
@@ -190,19 +241,52 @@ def _endpoint(
         answers = [target.function for target in targets if target.answers]
         result_type = signatures.either([*map(signatures.return_type, answers)])
     doc = inspect.getdoc(targets[0].function) if targets else None
-    where: dict[str, Any] = {"label": label, "result_type": result_type, "doc": doc}
-    where["timeout_s"] = timeout_s
-    if not ingress.takes_request:
-        where |= _input(takes, input_type, adapter, label)
+    return _Root(node, label, takes, input_type, streams, result_type, doc)
+
+
+def _endpoint(
+    graph: Graph,
+    root: _Root,
+    adapter: Any,
+    takes_request: bool,
+    form: StreamForm | None,
+    timeout_s: float | None,
+) -> GraphEndpoint:
+    where: dict[str, Any] = {
+        "label": root.label,
+        "result_type": root.result_type,
+        "doc": root.doc,
+        "timeout_s": timeout_s,
+    }
+    if not takes_request:
+        where |= _input(root.takes, root.input_type, adapter, root.label)
     else:
         where |= {"parameter": Annotated[Any, Depends(adapter)]}
-    if streams:
-        return StreamEndpoint(graph, graph.callee_of(node), form=form, **where)
-    return GraphEndpoint(graph, graph.callee_of(node), **where)
+    if root.streams:
+        return StreamEndpoint(graph, graph.callee_of(root.node), form=form, **where)
+    return GraphEndpoint(graph, graph.callee_of(root.node), **where)
+
+
+def _socket(graph: Graph, root: _Root, timeout_s: float | None) -> SocketEndpoint:
+    return SocketEndpoint(
+        graph,
+        graph.callee_of(root.node),
+        label=root.label,
+        takes=signatures.item_type(root.input_type),
+        gives=signatures.item_type(root.result_type),
+        timeout_s=timeout_s,
+    )
 
 
 def _input(takes: bool, input_type: Any, adapter: Any, label: str) -> dict[str, Any]:
     """Return how a route gets the graph's input, as arguments of `GraphEndpoint`."""
+    items = signatures.input_item_type(input_type)
+    if items is not None:  # which are a list in JSON, and whatever an adapter gives to iterate
+        if adapter is json_request:
+            where = _input(takes, types.GenericAlias(list, (items,)), adapter, label)
+        else:
+            where = _input(takes, Any, adapter, label)
+        return {**where, "takes_stream": takes}
     if adapter is json_request:
         if not takes:
             return {}
@@ -259,4 +343,5 @@ def _parameter(targets: tuple[Target, ...], label: str, where: str) -> tuple[boo
             method=target.takes_self,
         )
     type_ = signatures.either(declared)
-    return takes, type_ if adapter_of(type_) is not None else Any
+    is_known = adapter_of(type_) is not None or signatures.item_type(type_) is not None
+    return takes, type_ if is_known else Any

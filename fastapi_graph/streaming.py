@@ -9,9 +9,8 @@ waits.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 from fastapi import Request, Response
@@ -22,13 +21,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from fastapi_graph.application import Graph
-from fastapi_graph.context import current_deadline
-from fastapi_graph.disconnects import client_left, has_gone, quiet_receive
+from fastapi_graph.disconnects import client_left, has_left
 from fastapi_graph.endpoint import GraphEndpoint, Handler
-from fastapi_graph.errors import DeadlineExceededError, GraphError, GraphStoppingError
+from fastapi_graph.errors import GraphError
 from fastapi_graph.forms import EVENTS, LINES, Chunks, Events, Form, Lines, StreamForm, asked_for
 from fastapi_graph.graph import signatures
-from fastapi_graph.handle import DeploymentResponseGenerator
+from fastapi_graph.opened import END, Opened
 from fastapi_graph.statuses import http_error
 
 __all__ = ["StreamEndpoint", "StreamForm"]
@@ -37,8 +35,6 @@ logger = logging.getLogger("fastapi_graph")
 
 # Seconds without an item after which a form that can say so says that the stream goes on.
 _IDLE_S = 15.0
-
-_END = object()
 
 
 class StreamEndpoint(GraphEndpoint):
@@ -93,7 +89,7 @@ class StreamEndpoint(GraphEndpoint):
             opened = await self._run(request, self._checked(value))
         if isinstance(opened, Response):
             return opened
-        assert isinstance(opened, _Opened)
+        assert isinstance(opened, Opened)
         try:
             answer = _StreamResponse(request, opened, form, value, self._reads_json)
         except BaseException:
@@ -106,9 +102,9 @@ class StreamEndpoint(GraphEndpoint):
         answer.headers.raw.extend(response.headers.raw)
         return answer
 
-    async def _open(self, args: tuple[Any, ...]) -> _Opened:
+    async def _open(self, args: tuple[Any, ...]) -> Opened:
         """Start the stream and wait for its first item."""
-        opened = _Opened(self._graph.stream(self._callee, args), self._label)
+        opened = Opened(self._graph.stream(self._callee, self._opened(args)), self._label)
         opened.first = await opened.next()
         return opened
 
@@ -155,60 +151,6 @@ def _documentation(form: StreamForm, item_type: Any, negotiates: bool) -> dict[s
     return shown
 
 
-class _Opened:
-    """A stream whose items are read within the deadline of its request.
-
-    Attributes:
-        first: Its first item, or `_END`.
-    """
-
-    def __init__(self, items: DeploymentResponseGenerator, label: str) -> None:
-        self.label = label
-        self.first: Any = _END
-        self._items = items
-        self._deadline = current_deadline.get()
-
-    @contextlib.contextmanager
-    def closing(self) -> Iterator[None]:
-        """Close the generator at the end, or at the deadline, whatever else may be waited for."""
-        loop = asyncio.get_running_loop()
-        timer = None if self._deadline is None else loop.call_at(self._deadline, self.close)
-        try:
-            yield
-        finally:
-            if timer is not None:
-                timer.cancel()
-            self.close()
-
-    def close(self) -> None:
-        """Close the generator, if it has not come to its end."""
-        self._items.cancel()
-
-    async def next(self) -> Any:
-        """Return the next item, or `_END`.
-
-        Raises:
-            DeadlineExceededError: It took too long.
-            GraphStoppingError: The graph was stopped.
-            Exception: What the generator raised.
-        """
-        loop = asyncio.get_running_loop()
-        if self._deadline is not None and loop.time() >= self._deadline:
-            raise DeadlineExceededError(f"{self.label}: the stream took too long")
-        try:
-            async with asyncio.timeout_at(self._deadline) as scope:
-                return await anext(self._items, _END)
-        except TimeoutError as error:
-            if not scope.expired():
-                raise
-            raise DeadlineExceededError(f"{self.label}: the stream took too long") from error
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            raise GraphStoppingError(f"{self.label}: it was stopped in mid-stream") from None
-
-
 class _BrokenOff(Exception):
     """Tells the server to end the connection: the client must not take the stream for whole."""
 
@@ -217,39 +159,36 @@ class _StreamResponse(StreamingResponse):
     """Sends a stream, and closes its generator when the client leaves."""
 
     def __init__(
-        self, request: Request, opened: _Opened, form: Form, value: Any, body_is_ours: bool
+        self, request: Request, opened: Opened, form: Form, value: Any, body_is_ours: bool
     ) -> None:
         self._request = request
         self._opened = opened
         self._form = form
         self._value = value
         self._body_is_ours = body_is_ours
-        first = None if opened.first is _END else opened.first
-        self._first = b"" if opened.first is _END else form.item(first)
+        first = None if opened.first is END else opened.first
+        self._first = b"" if opened.first is END else form.item(first)
         self._saying = self._said()
         super().__init__(self._saying, headers=form.headers, media_type=form.media_type(first))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._opened.closing():
             sending = asyncio.ensure_future(self.stream_response(send))
-            tasks: list[asyncio.Future[Any]] = [sending]
-            receive_ = quiet_receive(self._request, self._body_is_ours)
-            if receive_ is not None:
-                tasks.append(asyncio.ensure_future(has_gone(receive_)))
+            leaving = asyncio.ensure_future(has_left(self._request, self._body_is_ours))
             try:
-                await self._settle(sending, tasks)
+                await self._settle(sending, leaving)
             finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                sending.cancel()
+                leaving.cancel()
+                await asyncio.gather(sending, leaving, return_exceptions=True)
                 await self._saying.aclose()
         if self.background is not None:
             await self.background()
 
-    async def _settle(self, sending: asyncio.Future[None], tasks: list[Any]) -> None:
+    async def _settle(self, sending: asyncio.Future[Any], leaving: asyncio.Future[Any]) -> None:
         """Wait until all has been sent, or the client has left."""
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not sending.done() and tasks[-1].result():
+        await asyncio.wait([sending, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not sending.done() and leaving.result():
             client_left(self._request)
             return
         try:
@@ -262,7 +201,7 @@ class _StreamResponse(StreamingResponse):
         reading: asyncio.Future[Any] | None = None
         item, chunk, sent = self._opened.first, self._first, 0
         try:
-            while item is not _END:
+            while item is not END:
                 if chunk:
                     yield chunk
                 sent += 1
@@ -271,7 +210,7 @@ class _StreamResponse(StreamingResponse):
                     if self._form.idle:
                         yield self._form.idle
                 item = reading.result()
-                chunk = b"" if item is _END else self._form.item(item)
+                chunk = b"" if item is END else self._form.item(item)
         except Exception as error:
             self._opened.close()
             said = self._failure(error, sent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextvars import Context
 from typing import Any, NoReturn
 
@@ -21,7 +21,7 @@ from fastapi_graph.loops import (
     wait,
 )
 
-__all__ = ["ItemStream", "StreamFound", "streams_in"]
+__all__ = ["ItemStream", "StreamFound", "stream_of", "streams_in"]
 
 
 Source = Callable[[Emit], Coroutine[Any, Any, None]]
@@ -162,6 +162,24 @@ class ItemStream:
 async def _ended(tasks: list[asyncio.Task[Any]]) -> None:
     if tasks:
         await asyncio.wait(tasks)
+
+
+def stream_of(
+    items: Iterable[Any] | AsyncIterable[Any], label: str, pending: set[asyncio.Task[Any]]
+) -> ItemStream:
+    """Return what can be iterated, on the running loop, as a stream."""
+    if isinstance(items, ItemStream):
+        return items
+
+    async def source(emit: Emit) -> None:
+        if isinstance(items, AsyncIterable):
+            async for item in items:
+                await emit(item)
+        else:
+            for item in items:
+                await emit(item)
+
+    return ItemStream(source, asyncio.get_running_loop(), label, pending)
 
 
 def streams_in(values: Any) -> list[ItemStream]:

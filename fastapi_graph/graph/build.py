@@ -267,7 +267,7 @@ class _Builder:
                 requires.update(self._requires[child])
                 return HandleRef(self._names[child])
             read = _read(child, slots)
-            if isinstance(child, FunctionNode | MethodNode) and _streams(child):
+            if _is_stream(child):
                 _read_once(child, node, readers)
             if read.slot:
                 needs.add(read.slot)
@@ -300,12 +300,18 @@ def _read_once(stream: Node, reader: Node, readers: dict[Node, Node]) -> None:
     """Note who reads a stream; raise if somebody does already."""
     if (other := readers.get(stream)) is not None:
         raise GraphDefinitionError(
-            f"{stream._label()} (bound at {stream._where}) is a generator, whose items go to one "
+            f"{stream._label()} (bound at {stream._where}) is a stream, whose items go to one "
             f"reader, but it is taken twice: by {other._label()} (bound at {other._where}) and by "
-            f"{reader._label()} (bound at {reader._where}); bind it once for each, or collect its "
-            "items in a node that both take"
+            f"{reader._label()} (bound at {reader._where}); bind a generator once for each, or "
+            "collect the items in a node that both take"
         )
     readers[stream] = reader
+
+
+def _is_stream(node: Node) -> bool:
+    if isinstance(node, InputNode):
+        return signatures.input_item_type(node._type) is not None
+    return isinstance(node, FunctionNode | MethodNode) and _streams(node)
 
 
 def _streams(node: FunctionNode | MethodNode) -> bool:

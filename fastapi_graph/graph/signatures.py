@@ -45,6 +45,7 @@ __all__ = [
     "check_fits",
     "either",
     "has_method",
+    "input_item_type",
     "is_stream",
     "item_type",
     "kind_of",
@@ -55,7 +56,8 @@ __all__ = [
 ]
 
 
-_STREAMS = (AsyncIterator, AsyncIterable, AsyncGenerator, Iterator, Iterable, Generator)
+_ONLY_STREAMS = (AsyncIterator, AsyncIterable, AsyncGenerator, Iterator)
+_STREAMS = (*_ONLY_STREAMS, Iterable, Generator)
 
 Kind = Literal["async", "sync", "async stream", "sync stream"]
 
@@ -185,6 +187,15 @@ def item_type(annotation: Any) -> Any:
     return arguments[0] if arguments else Any
 
 
+def input_item_type(annotation: Any) -> Any:
+    """Return the type of the items of an input that is a stream; None if it is no stream.
+
+    An `Iterable` may be a list as well, and is what pydantic makes of JSON.
+    """
+    cls = get_origin(annotation) or annotation
+    return item_type(annotation) if cls in _ONLY_STREAMS else None
+
+
 def parameter_type(
     function: Callable[..., Any], argument: int | str, *, method: bool = False
 ) -> tuple[str, Any]:
@@ -231,7 +242,7 @@ def check_fits(produced: Any, expected: Any, message: Callable[[str, str], str])
     int counts as float and both as complex (PEP 484, "The numeric tower"). A stream fits what
     can be iterated as one.
     """
-    if get_origin(produced) is AsyncIterator:
+    if input_item_type(produced) is not None:
         if not _takes_stream(expected):
             raise GraphDefinitionError(message("a stream", _name(expected)))
         items = item_type(expected)
@@ -302,9 +313,10 @@ def access_type(source: Any, access: Access) -> Any:
     origin = type(None) if source is None else get_origin(source) or source
     if origin in (Any, types.UnionType) or not isinstance(origin, type):
         return Any
-    if origin is AsyncIterator:
+    if origin in _ONLY_STREAMS:
         raise GraphDefinitionError(
-            "a generator gives its items one by one, so there is no part of it to read"
+            "the items of a generator, or of another stream, come one by one, so there is no part "
+            "of it to read"
         )
     if access.attribute:
         return _attribute_type(origin, access.key)

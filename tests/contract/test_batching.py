@@ -68,6 +68,15 @@ async def batches(values: list[int]) -> list[Any]:
     return [[value, values] for value in values]
 
 
+async def ended(response: Any) -> None:
+    """Wait for a call that was cancelled; whoever cancels a stream sees its end."""
+    if hasattr(response, "__aiter__"):
+        assert [item async for item in response] == []
+        return
+    with pytest.raises(asyncio.CancelledError):
+        await response
+
+
 async def answer(response: Any) -> Any:
     if hasattr(response, "__aiter__"):
         (only,) = [item async for item in response]
@@ -397,8 +406,7 @@ async def test_a_cancelled_call_leaves_the_others_of_its_batch_alone(
         first, second = call.remote(1), call.remote(2)
         await journal.wait_for("start [1, 2]")
         first.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await answer(first)
+        await ended(first)
         await gate.open.remote()
         assert await answer(second) == 2
     assert journal.read() == ["start [1, 2]", "end [1, 2]"]
@@ -427,8 +435,7 @@ async def test_a_cancelled_call_that_waits_is_in_no_batch(
         gone = call.remote(0)
         await graph.handle.nothing.remote()  # comes after the other
         gone.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await answer(gone)
+        await ended(gone)
         await graph.handle.nothing.remote()
         await gate.open.remote()
         answers = await asyncio.gather(*(answer(call.remote(n)) for n in (1, 2)))

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 
 from fastapi_graph import Graph, GraphSettings, InputNode, deployment, graph_router
 from tests.asgi import Exchange
@@ -117,6 +117,29 @@ async def test_a_client_that_leaves_an_idle_stream(journal: Journal, serve: Serv
     ):
         assert await exchange.start() == 200
         assert await exchange.piece() == b"1\n"
+        exchange.leave()
+        async with asyncio.timeout(1):
+            await journal.wait_for("closed")
+
+
+async def test_a_driver_may_read_the_body_late(in_process: GraphSettings, journal: Journal) -> None:
+    @deployment
+    class Driver:
+        async def __call__(self, request: Request) -> AsyncIterator[str]:
+            try:
+                yield "first"
+                yield (await request.body()).decode()
+                await asyncio.sleep(60)
+            finally:
+                journal.add("closed")
+
+    async with (
+        Graph(Driver.bind()) as graph,
+        Exchange(app_of(graph), "/g", "text", **{"content-length": "6"}) as exchange,
+    ):
+        assert await exchange.start() == 200
+        assert await exchange.piece() == b"first"
+        assert await exchange.piece() == b'"text"'
         exchange.leave()
         async with asyncio.timeout(1):
             await journal.wait_for("closed")

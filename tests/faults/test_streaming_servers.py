@@ -6,9 +6,13 @@ import re
 import signal
 import time
 from pathlib import Path
+from socket import SHUT_RDWR
+from typing import Any
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import connect
 
 from tests.faults.servers import Server, gunicorn, read_all, uvicorn, wait_until
 
@@ -142,3 +146,58 @@ def items_of(server: Server, path: str, value: int) -> list[str]:
 def test_the_whole_stream_arrives(kind: str, tmp_path: Path) -> None:
     with SERVERS[kind](tmp_path, STREAMS) as server:
         assert items_of(server, "/slow", 2) == ["0", "1"]
+
+
+SOCKETS = """
+from collections.abc import AsyncIterator
+
+@deployment
+async def shout(messages: AsyncIterator[str]) -> AsyncIterator[str]:
+    try:
+        async for message in messages:
+            yield message.upper()
+            if message == "sleep":
+                await asyncio.sleep(60)
+            if message == "fail":
+                raise ValueError("secret weights")
+            while message == "flood":
+                yield "x" * 10_000
+    finally:
+        say("node", "was closed")
+
+with InputNode(AsyncIterator[str]) as x:
+    dag = shout.bind(x)
+app.include_router(graph_router(dag, websocket="/ws"), prefix="/g")
+"""
+
+
+def socket_of(server: Server) -> Any:
+    return connect(f"ws://127.0.0.1:{server.port}/g/ws", open_timeout=8, close_timeout=1)
+
+
+@KINDS
+def test_a_websocket(kind: str, tmp_path: Path) -> None:
+    with SERVERS[kind](tmp_path, SOCKETS) as server:
+        with socket_of(server) as socket:
+            for message in ("a", "b"):
+                socket.send(message)
+                assert socket.recv(8) == message.upper()
+            socket.send("fail")
+            assert socket.recv(8) == "FAIL"
+            with pytest.raises(ConnectionClosedError):
+                socket.recv(8)
+            assert (socket.close_code, socket.close_reason) == (1011, "Internal Server Error")
+        server.logged("shout: the websocket failed after 3 items")
+        assert "ValueError: secret weights" in server.log
+
+
+@KINDS
+@pytest.mark.parametrize("message", ["idle", "sleep", "flood"])
+def test_a_client_of_a_websocket_that_leaves(message: str, kind: str, tmp_path: Path) -> None:
+    with SERVERS[kind](tmp_path, SOCKETS) as server:
+        with socket_of(server) as socket:
+            socket.send(message)
+            assert socket.recv(8) == message.upper()
+            socket.socket.shutdown(SHUT_RDWR)  # without a word
+        server.logged("node was closed", timeout_s=1)
+        assert "Traceback" not in server.log

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -127,16 +128,16 @@ def test_a_client_that_sends_no_key_is_told() -> None:
     assert problem["msg"] == "there is no 'id' in the dict"
 
 
-@pytest.mark.parametrize(
-    "make, said",
-    [
-        (lambda: split({stream.bind(): 1}), "is a generator"),
-        (lambda: split({Predicting.bind(): 1}), "without __call__"),
-    ],
-)
-def test_what_cannot_answer(make: Any, said: str) -> None:
-    with pytest.raises(GraphDefinitionError, match=said):
-        served(make())
+def test_what_cannot_answer() -> None:
+    with pytest.raises(GraphDefinitionError, match="without __call__"):
+        served(split({Predicting.bind(): 1}))
+
+
+def test_a_split_of_generators_answers_with_a_stream() -> None:
+    with TestClient(served(split({stream.bind(): 1}))) as client:
+        response = client.post(PATH, json={"id": 3})
+    assert response.headers["content-type"].startswith("application/jsonl")
+    assert [json.loads(line) for line in response.text.splitlines()] == [1]
 
 
 def test_a_copy_outlives_the_deadline_of_its_request() -> None:

@@ -23,6 +23,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "terminal",
             "endpoint",
             "streaming",
+            "sockets",
+            "opened",
             "forms",
             "results",
             "statuses",
