@@ -99,6 +99,8 @@ class GraphEndpoint:
         if parameter is not None:
             parameters.append(_keyword("value", parameter))
         self._has_value = parameter is not None
+        # Without an input nobody reads the body, and JSON has been read already.
+        self._body_is_ours = self._reads_json or not self._has_value
         self.__signature__ = inspect.Signature(
             parameters, return_annotation=self._result.annotation
         )
@@ -193,8 +195,7 @@ class GraphEndpoint:
 
     async def _run(self, request: Request, value: Any) -> Any:
         args = (value,) if self._has_value else ()
-        # Without an input nobody reads the body, and JSON has been read already.
-        watch = Watch(request, self._reads_json or not self._has_value)
+        watch = Watch(request, self._body_is_ours)
         incoming = incoming_of(request.scope)
         try:
             timeout_s = self._timeout_s

@@ -91,7 +91,7 @@ class StreamEndpoint(GraphEndpoint):
             return opened
         assert isinstance(opened, Opened)
         try:
-            answer = _StreamResponse(request, opened, form, value, self._reads_json)
+            answer = _StreamResponse(request, opened, form, value, self._body_is_ours)
         except BaseException:
             opened.close()
             raise

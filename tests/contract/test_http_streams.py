@@ -122,6 +122,20 @@ async def test_a_client_that_leaves_an_idle_stream(journal: Journal, serve: Serv
             await journal.wait_for("closed")
 
 
+async def test_a_client_that_leaves_a_graph_without_an_input(
+    journal: Journal, serve: Serve
+) -> None:
+    async with (
+        serve(async_count.bind(100_000, journal)) as graph,
+        Exchange(app_of(graph), "/g", "unread", **{"content-length": "8"}) as exchange,
+    ):
+        assert await exchange.start() == 200
+        assert await exchange.piece() == b"0\n"
+        exchange.leave()
+        async with asyncio.timeout(1):
+            await journal.wait_for("closed")
+
+
 async def test_a_driver_may_read_the_body_late(in_process: GraphSettings, journal: Journal) -> None:
     @deployment
     class Driver:
