@@ -205,11 +205,13 @@ class _StreamResponse(StreamingResponse):
                 if chunk:
                     yield chunk
                 sent += 1
-                reading = asyncio.ensure_future(self._opened.next())
-                while not (await asyncio.wait([reading], timeout=_IDLE_S))[0]:
-                    if self._form.idle:
+                if not self._form.idle:
+                    item = await self._opened.next()
+                else:
+                    reading = asyncio.ensure_future(self._opened.next())
+                    while not (await asyncio.wait([reading], timeout=_IDLE_S))[0]:
                         yield self._form.idle
-                item = reading.result()
+                    item = reading.result()
                 chunk = b"" if item is END else self._form.item(item)
         except Exception as error:
             self._opened.close()
