@@ -21,7 +21,7 @@ from typing import Any
 import anyio
 from anyio import CapacityLimiter
 
-from fastapi_graph.batched import unfinished
+from fastapi_graph.batching.batched import unfinished
 from fastapi_graph.context import Call, Emit, add_note, current_call, user_code
 from fastapi_graph.errors import (
     BackPressureError,

@@ -12,16 +12,16 @@ from fastapi import APIRouter, Body, Depends
 from pydantic import BaseModel, ImportString, TypeAdapter, ValidationError
 
 from fastapi_graph.application import Graph
-from fastapi_graph.endpoint import GraphEndpoint, GraphRoute
 from fastapi_graph.errors import GraphDefinitionError, UnknownMethodError
 from fastapi_graph.graph import signatures
 from fastapi_graph.graph.nodes import Node, Target, targets_of
 from fastapi_graph.graph.plan import Plan
+from fastapi_graph.http.endpoint import GraphEndpoint, GraphRoute
+from fastapi_graph.http.results import adapter_of
+from fastapi_graph.http.sockets import SocketEndpoint
+from fastapi_graph.http.streaming import StreamEndpoint, StreamForm
 from fastapi_graph.http_adapters import AnyJson, json_request, starlette_request
-from fastapi_graph.results import adapter_of
 from fastapi_graph.settings import GraphSettings
-from fastapi_graph.sockets import SocketEndpoint
-from fastapi_graph.streaming import StreamEndpoint, StreamForm
 
 __all__ = ["graph_router"]
 

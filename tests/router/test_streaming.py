@@ -414,7 +414,7 @@ def test_a_deadline_before_the_first_item() -> None:
 
 
 def test_an_idle_stream_of_events_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastapi_graph.streaming._IDLE_S", 0.02)
+    monkeypatch.setattr("fastapi_graph.http.streaming._IDLE_S", 0.02)
 
     @deployment
     async def pausing(value: int) -> AsyncIterator[int]:

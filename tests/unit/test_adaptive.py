@@ -9,7 +9,7 @@ from statistics import quantiles
 
 import pytest
 
-from fastapi_graph.adaptive import BatchTuner
+from fastapi_graph.batching.adaptive import BatchTuner
 
 Duration = Callable[[int, float], float]
 

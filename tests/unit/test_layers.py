@@ -15,24 +15,7 @@ import fastapi_graph
 # face: it may import anything, and no module imports it.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__init__", "__main__"}),
-    frozenset(
-        {
-            "router",
-            "standalone",
-            "cli",
-            "terminal",
-            "endpoint",
-            "streaming",
-            "sockets",
-            "opened",
-            "forms",
-            "results",
-            "statuses",
-            "disconnects",
-            "incoming",
-            "http_adapters",
-        }
-    ),
+    frozenset({"router", "standalone", "cli", "terminal", "http", "http_adapters"}),
     frozenset({"application"}),
     frozenset({"driver"}),
     frozenset({"backends"}),
@@ -42,9 +25,6 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"dataplane"}),
     frozenset({"handle", "replica", "logs"}),
     frozenset({"batching"}),
-    frozenset({"batched"}),
-    frozenset({"batch_queue", "batch_streams"}),
-    frozenset({"adaptive"}),
     frozenset({"threads"}),
     frozenset({"request"}),
     frozenset({"loops", "streams"}),

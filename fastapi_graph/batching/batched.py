@@ -31,8 +31,8 @@ from typing import (
     get_origin,
 )
 
-from fastapi_graph.batch_queue import Batch, BatchQueue, Item, Work
-from fastapi_graph.batch_streams import StreamBatch, StreamItem
+from fastapi_graph.batching.queue import Batch, BatchQueue, Item, Work
+from fastapi_graph.batching.streams import StreamBatch, StreamItem
 from fastapi_graph.graph.nodes import caller_location, location
 from fastapi_graph.graph.options import BatchOptions
 from fastapi_graph.graph.signatures import kind_of, signature_of

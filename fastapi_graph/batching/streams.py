@@ -14,7 +14,7 @@ from typing import Any
 
 import anyio
 
-from fastapi_graph.batch_queue import Batch, BatchQueue, Item
+from fastapi_graph.batching.queue import Batch, BatchQueue, Item
 from fastapi_graph.threads import pump
 
 __all__ = ["StreamBatch", "StreamItem"]

@@ -29,11 +29,11 @@ from starlette.types import Receive, Scope, Send
 
 from fastapi_graph.application import Graph
 from fastapi_graph.context import current_deadline
-from fastapi_graph.disconnects import RECEIVE, Rereadable, Watch, client_left
 from fastapi_graph.errors import DeadlineExceededError, GraphError
-from fastapi_graph.incoming import Incoming, incoming_of
-from fastapi_graph.results import Result
-from fastapi_graph.statuses import http_error, unprocessable
+from fastapi_graph.http.disconnects import RECEIVE, Rereadable, Watch, client_left
+from fastapi_graph.http.incoming import Incoming, incoming_of
+from fastapi_graph.http.results import Result
+from fastapi_graph.http.statuses import http_error, unprocessable
 from fastapi_graph.streams import stream_of
 
 __all__ = ["GraphEndpoint", "GraphRoute"]

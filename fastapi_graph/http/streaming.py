@@ -21,13 +21,22 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from fastapi_graph.application import Graph
-from fastapi_graph.disconnects import client_left, has_left
-from fastapi_graph.endpoint import GraphEndpoint, Handler
 from fastapi_graph.errors import GraphError
-from fastapi_graph.forms import EVENTS, LINES, Chunks, Events, Form, Lines, StreamForm, asked_for
 from fastapi_graph.graph import signatures
-from fastapi_graph.opened import END, Opened
-from fastapi_graph.statuses import http_error
+from fastapi_graph.http.disconnects import client_left, has_left
+from fastapi_graph.http.endpoint import GraphEndpoint, Handler
+from fastapi_graph.http.forms import (
+    EVENTS,
+    LINES,
+    Chunks,
+    Events,
+    Form,
+    Lines,
+    StreamForm,
+    asked_for,
+)
+from fastapi_graph.http.opened import END, Opened
+from fastapi_graph.http.statuses import http_error
 
 __all__ = ["StreamEndpoint", "StreamForm"]
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from fastapi.sse import KEEPALIVE_COMMENT, ServerSentEvent, format_sse_event
 
 from fastapi_graph.errors import SerializationError
-from fastapi_graph.results import Result
+from fastapi_graph.http.results import Result
 
 __all__ = ["Chunks", "Events", "Form", "Lines", "StreamForm", "asked_for"]
 

@@ -16,10 +16,10 @@ from starlette.exceptions import HTTPException
 from fastapi_graph.application import Graph
 from fastapi_graph.context import Emit, current_deadline
 from fastapi_graph.errors import GraphError, GraphStoppingError
-from fastapi_graph.incoming import Incoming
-from fastapi_graph.opened import END, Opened
-from fastapi_graph.results import Result
-from fastapi_graph.statuses import http_error
+from fastapi_graph.http.incoming import Incoming
+from fastapi_graph.http.opened import END, Opened
+from fastapi_graph.http.results import Result
+from fastapi_graph.http.statuses import http_error
 from fastapi_graph.streams import ItemStream
 
 __all__ = ["SocketEndpoint"]

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
-from fastapi_graph.batched import Batched, BatchedCall, BatchedStream
+from fastapi_graph.batching.batched import Batched, BatchedCall, BatchedStream
 from fastapi_graph.errors import GraphDefinitionError, OptionError
 from fastapi_graph.graph.nodes import Unbound, caller_location
 from fastapi_graph.graph.options import BatchOptions

@@ -22,7 +22,7 @@ from typing import Any
 
 from anyio import CapacityLimiter
 
-from fastapi_graph.adaptive import BatchTuner
+from fastapi_graph.batching.adaptive import BatchTuner
 from fastapi_graph.context import Call, current_call, current_deadline, eager_task
 from fastapi_graph.errors import DeadlineExceededError, OutputError
 from fastapi_graph.graph.options import BatchOptions
