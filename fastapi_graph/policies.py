@@ -25,9 +25,11 @@ from fastapi_graph.errors import DeadlineExceededError, NoReplicaError
 from fastapi_graph.executor import Caller
 from fastapi_graph.graph.options import DeploymentOptions
 from fastapi_graph.graph.plan import HandleRef
+from fastapi_graph.graph.signatures import is_stream
 from fastapi_graph.handle import DeploymentHandle
 from fastapi_graph.replica import Replica
 from fastapi_graph.request import Attempt, current_attempt, current_scope, seconds_left
+from fastapi_graph.streams import streams_in
 
 __all__ = ["PolicyCaller", "substitute"]
 
@@ -67,27 +69,36 @@ class PolicyCaller:
         pending: set[asyncio.Task[Any]],
     ) -> None:
         self.max_retries = options.max_retries
+
+        def around(layer: Layer) -> Layer:
+            if options.timeout_s is not None:
+                layer = _Timeout(layer, options.timeout_s, f"{label} (bound at {where})")
+            if instead is not None:
+                layer = _Fallback(layer, instead, label, counts)
+            return layer
+
         layer: Layer = _Base(base)
+        # A stream among the arguments can be read once, so it is neither sent nor kept twice.
+        self._once = around(layer)
         if options.hedge_after_s is not None and options.max_retries and base.hedges:
             layer = _Hedge(layer, options.hedge_after_s, label, counts, pending)
         layer = _Retry(layer, options, label, counts)
         if cache is not None:
             layer = _Cached(layer, cache)
-        if options.timeout_s is not None:
-            layer = _Timeout(layer, options.timeout_s, f"{label} (bound at {where})")
-        if instead is not None:
-            layer = _Fallback(layer, instead, label, counts)
-        self._layer = layer
+        self._again = around(layer)
+
+    def _layer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Layer:
+        return self._once if streams_in((args, kwargs)) else self._again
 
     def call(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Coroutine[Any, Any, Any]:
-        return self._layer.call(method, args, kwargs)
+        return self._layer(args, kwargs).call(method, args, kwargs)
 
     def stream(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], emit: Emit
     ) -> Coroutine[Any, Any, None]:
-        return self._layer.stream(method, args, kwargs, emit)
+        return self._layer(args, kwargs).stream(method, args, kwargs, emit)
 
     def keep(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -396,14 +407,15 @@ def substitute(fallback: Any, label: str, where: str, caller_of: Callable[[str],
         f"fallback of {label}", DeploymentOptions(max_ongoing_requests=sys.maxsize), where
     )
     host.host(function)
-    return _Function(host)
+    return _Function(host, function)
 
 
 class _Function(Layer):
     """Answers every method with one function, hosted here."""
 
-    def __init__(self, host: Replica) -> None:
+    def __init__(self, host: Replica, function: Callable[..., Any]) -> None:
         self._host = host
+        self._streams = is_stream(function)
 
     async def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return await self._host.call("__call__", args, kwargs)
@@ -411,7 +423,12 @@ class _Function(Layer):
     async def stream(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], emit: Emit
     ) -> None:
-        await self._host.stream("__call__", args, kwargs, emit)
+        if self._streams:
+            await self._host.stream("__call__", args, kwargs, emit)
+            return
+        answer = await self.call(method, args, kwargs)
+        for item in answer if isinstance(answer, list | tuple) else [answer]:
+            await emit(item)
 
 
 class _Handle(Layer):

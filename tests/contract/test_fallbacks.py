@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -120,6 +121,26 @@ async def test_a_fallback_that_fails_is_the_failure(serve: Serve) -> None:
     async with serve(deployment(fails).options(fallback=fails_too).bind()) as graph:
         with pytest.raises(KeyError):
             await graph.handle.remote("abc")
+
+
+async def generates(name: str) -> AsyncIterator[str]:
+    yield name
+
+
+@pytest.mark.parametrize(
+    "fallback, expected",
+    [(["x", "y"], ["x", "y"]), ("x", ["x"]), (short, ["a"]), (generates, ["ab"])],
+)
+async def test_fallback_of_a_stream(fallback: Any, expected: list[str], serve: Serve) -> None:
+    @deployment(fallback=fallback)
+    async def breaks(name: str) -> AsyncIterator[str]:
+        raise ConnectionError(name)
+        yield name
+
+    async with serve(breaks.bind()) as graph:
+        items = graph.handle.remote("ab")
+        assert [item async for item in items] == expected
+        assert items.degraded == ("breaks",)
 
 
 def test_fallbacks_that_cannot_be() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fastapi_graph import (
+    Cache,
     DeadlineExceededError,
     DeploymentHandle,
     GraphSettings,
@@ -99,6 +100,31 @@ async def test_a_stream_is_retried_until_its_first_item(journal: Journal, serve:
         with pytest.raises(ConnectionError):
             await anext(items)
         assert journal.count("b 2") == 0
+
+
+async def test_a_stream_that_was_read_is_not_read_again(journal: Journal, serve: Serve) -> None:
+    @deployment
+    async def numbers(count: int) -> AsyncIterator[int]:
+        for number in range(count):
+            journal.add(f"number {number}")
+            yield number
+
+    @deployment(retry_on=ConnectionError, retry_backoff_s=0, cache=Cache(ttl_s=60))
+    async def reads(items: AsyncIterator[int], fail: bool) -> int:
+        async for item in items:
+            if fail:
+                raise ConnectionError(f"at {item}")
+        return item
+
+    with InputNode() as x:
+        dag = reads.bind(numbers.bind(x[0]), x[1])
+    async with serve(dag) as graph:
+        with pytest.raises(ConnectionError, match="at 0"):
+            await graph.handle.remote(3, True)
+        assert journal.count("number 0") == 1
+        for _ in range(2):
+            assert await graph.handle.remote(3, False) == 2
+        assert journal.count("number 2") == 2
 
 
 async def test_a_pause_past_the_deadline_is_not_made(journal: Journal, serve: Serve) -> None:
