@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
-from tests.benchmarks import batches, in_process, over_http
+from tests.benchmarks import batches, in_process, over_http, policies
 from tests.benchmarks.timing import Effort, Row
 
 ROWS: dict[str, Callable[[Effort], Iterator[Row]]] = {
@@ -25,6 +25,7 @@ ROWS: dict[str, Callable[[Effort], Iterator[Row]]] = {
     "chain": in_process.chained,
     "fan": in_process.fanned,
     "latency": over_http.latency,
+    "cache": policies.cached,
     "batch": batches.overhead,
     "adaptive": batches.adaptive,
     "import": in_process.imported,

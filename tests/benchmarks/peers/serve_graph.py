@@ -5,9 +5,11 @@ names in the replica.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI
+from fastapi.responses import StreamingResponse
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
@@ -47,6 +49,31 @@ class Ingress:
         return answer
 
 
+streaming_app = FastAPI()
+
+
+@serve.deployment
+class Items:
+    async def __call__(self, count: int) -> AsyncIterator[str]:
+        for number in range(count):
+            yield f"{number}\n"
+
+
+@serve.deployment
+@serve.ingress(streaming_app)
+class StreamingIngress:
+    def __init__(self, items: DeploymentHandle) -> None:
+        self.items = items.options(stream=True)
+
+    @streaming_app.post("/stream")
+    async def stream(self, count: Annotated[int, Body()]) -> StreamingResponse:
+        return StreamingResponse(self.items.remote(count), media_type="text/plain")
+
+    @streaming_app.post("/my-dag")
+    async def ready(self) -> str:
+        return seed.ANSWER
+
+
 def _bind(**options: Any) -> serve.Application:
     def deployed(target: Any, name: str) -> Any:
         return serve.deployment(target).options(name=name, **options)
@@ -65,3 +92,7 @@ wide_application = _bind(max_ongoing_requests=100)
 """As many requests at once as a deployment of ours takes by default."""
 tuned_application = _bind(max_ongoing_requests=100, logging_config={"enable_access_log": False})
 """And no access log, as uvicorn is run without one here."""
+streaming_application = StreamingIngress.options(max_ongoing_requests=100).bind(
+    Items.options(max_ongoing_requests=100).bind()
+)
+"""A stream that passes from one deployment through the ingress."""

@@ -28,6 +28,8 @@ Rows = Callable[[Effort, Peers], Iterator[Row]]
 ROWS: dict[str, Rows] = {
     "call": through_handles.call,
     "values": through_handles.values,
+    "stream": through_http.streams,
+    "hedge": through_handles.hedge,
     "start": through_http.start,
     "memory": through_handles.memory,
 }

@@ -57,6 +57,7 @@ class Peer:
 
 
 OURS = "ours-ray"
+OURS_STREAM, SERVE_STREAM = "ours-stream", "serve-stream"
 PEERS: dict[str, Peer] = {
     OURS: Peer(
         "the graph on Ray",
@@ -82,6 +83,12 @@ PEERS: dict[str, Peer] = {
         "serve",
         environ={"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1"},
     ),
+    OURS_STREAM: Peer(
+        "the graph on Ray",
+        _uvicorn("tests.benchmarks.peers.stream_graph:app"),
+        environ={"FASTAPI_GRAPH_BACKEND": "ray"},
+    ),
+    SERVE_STREAM: Peer("Ray Serve", _serve("streaming_application"), "serve"),
     # Its services drop connections to each other under load, and answer 500 then.
     "bentoml": Peer("BentoML, five services", _bentoml, "bentoml", on_cluster=False, fails=0.25),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import operator
+import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.benchmarks.ray_suite.programs import Stage
 from tests.benchmarks.ray_suite.rounds import measure
 from tests.benchmarks.timing import Effort, Row, at_least, at_most, duration
 
+HEDGING = "tests.benchmarks.ray_suite.hedging"
 PROBE = "tests.benchmarks.ray_suite.probe"
 ACTORS = "raw-actors"
 SCRIPTS = {
@@ -45,6 +47,35 @@ def call(effort: Effort, peers: Peers) -> Iterator[Row]:
         operator.itemgetter("rate"),
         lambda rate: f"{rate:.0f} calls/s",
         at_least(10),
+    )
+
+
+def hedge(effort: Effort, peers: Peers) -> Iterator[Row]:
+    """A deployment with a slow tail, with `hedge_after_s` and without."""
+    python = peers.environment(None).python
+    figures: list[dict[str, float]] = []
+    for _ in range(effort.rounds):
+        with Stage() as stage:
+            stage.start_cluster(python)
+            command = [python, "-m", HEDGING, str(effort.duration)]
+            output = stage.start(command, PEERS[OURS].environ).output(_ENDS_WITHIN_S)
+            figures.append(dict(json.loads(output)))
+    yield Row(
+        "99th percentile of calls of which 2 % take 0.5 s, two replicas, with `hedge_after_s=0.02`",
+        "`hedge_after_s` and the p50 of the same without slow calls",
+        [each["hedged_p99"] for each in figures],
+        [each["allowed"] for each in figures],
+        duration,
+        at_most(1.1),
+        note=f"without a hedge {duration(statistics.median(e['plain_p99'] for e in figures))}",
+    )
+    yield Row(
+        "calls that reach a replica",
+        "calls",
+        [each["attempts"] for each in figures],
+        [each["calls"] for each in figures],
+        lambda value: f"{value:.0f}",
+        at_most(1.05),
     )
 
 

@@ -10,8 +10,9 @@ import time
 from collections.abc import Collection, Iterator
 
 from tests.benchmarks import serving
-from tests.benchmarks.ray_suite.peers import OURS, PEERS, Peers
+from tests.benchmarks.ray_suite.peers import OURS, OURS_STREAM, PEERS, SERVE_STREAM, Peers
 from tests.benchmarks.ray_suite.rounds import Results, measure
+from tests.benchmarks.ray_suite.streams import Streams, read_streams
 from tests.benchmarks.serving import Load
 from tests.benchmarks.timing import Effort, Row, Target, at_least, at_most, duration, rate
 
@@ -25,6 +26,7 @@ TARGETS: dict[str, tuple[Target, Target]] = {
 }
 """Of the throughput, and of the latency."""
 
+STREAM_CLIENTS = 16
 SERVE_BEGINS = "serve.run begins at"
 _WARM_UP_S = 2
 _SETTLES_WITHIN_S = 1
@@ -67,6 +69,38 @@ def load(effort: Effort, peers: Peers, names: Collection[str]) -> Iterator[Row]:
             duration,
             TARGETS[name][1],
         )
+
+
+def streams(effort: Effort, peers: Peers) -> Iterator[Row]:
+    """Streams of small items to several clients at once."""
+
+    def read(name: str) -> Streams:
+        with peers.stage(name) as (_, start):
+            port = serving.free_port()
+            start(port).wait_for_answer(port)
+            read_streams(port, 1)
+            return read_streams(port, STREAM_CLIENTS)
+
+    results: Results[Streams] = measure(read, [OURS_STREAM, SERVE_STREAM], effort.rounds)
+    names = OURS_STREAM, SERVE_STREAM
+    label = PEERS[SERVE_STREAM].label
+    work = f"HTTP streams of 1,000 small items, {STREAM_CLIENTS} clients at once"
+    yield results.row(
+        work,
+        names,
+        label,
+        lambda figures: figures.rate,
+        lambda value: f"{value:.0f} items/s",
+        at_least(10),
+    )
+    yield results.row(
+        f"{work}, first item, p50",
+        names,
+        label,
+        lambda figures: figures.first,
+        duration,
+        at_most(1 / 4, "a quarter"),
+    )
 
 
 def start(effort: Effort, peers: Peers) -> Iterator[Row]:
