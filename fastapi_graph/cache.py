@@ -17,14 +17,16 @@ from fastapi_graph.dataplane import codec
 from fastapi_graph.graph.options import Cache
 from fastapi_graph.request import Scope, current_scope
 
-__all__ = ["ResultCache", "content_of"]
+__all__ = ["Kept", "ResultCache", "content_of"]
 
 Function = Callable[[str, tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
 
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
 
 
-class _Kept(NamedTuple):
+class Kept(NamedTuple):
+    """A result, and until when it is kept by the clock of the event loop."""
+
     value: Any
     until: float
 
@@ -59,26 +61,36 @@ class ResultCache:
     ) -> None:
         self._settings = settings
         self._label = label
+        self._argument = f"{label}: an argument"
         self._counts = counts
         self._pending = pending
-        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+        self._kept: OrderedDict[Hashable, Kept] = OrderedDict()
         self._flights: dict[Hashable, _Flight] = {}
 
     def clear(self) -> None:
         """Forget every result."""
         self._kept.clear()
 
+    def find(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Kept | None:
+        """Return the result that is kept for a call, if there is one."""
+        return self._find(self._key(method, args, kwargs))
+
+    def _find(self, key: Hashable) -> Kept | None:
+        kept = self._kept.get(key)
+        if kept is None or asyncio.get_running_loop().time() >= kept.until:
+            return None
+        self._kept.move_to_end(key)
+        self._counts["cache_hits"] += 1
+        return kept
+
     async def call(
         self, function: Function, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Return the result that is kept, or that of a call which is under way, or of a new one."""
         key = self._key(method, args, kwargs)
-        loop = asyncio.get_running_loop()
-        kept = self._kept.get(key)
-        if kept is not None and loop.time() < kept.until:
-            self._kept.move_to_end(key)
-            self._counts["cache_hits"] += 1
+        if (kept := self._find(key)) is not None:
             return kept.value
+        loop = asyncio.get_running_loop()
         flight = self._flights.get(key)
         if flight is None or flight.task.get_loop() is not loop:
             self._counts["cache_misses"] += 1
@@ -90,7 +102,8 @@ class ResultCache:
     def _key(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
         if self._settings.key is not None:
             return method, self._settings.key(*args, **kwargs)
-        return method, content_of((args, kwargs), f"{self._label}: an argument")
+        said = content_of(args, self._argument)
+        return (method, said, content_of(kwargs, self._argument)) if kwargs else (method, said)
 
     def _begin(
         self,
@@ -125,7 +138,7 @@ class ResultCache:
 
     def _keep(self, key: Hashable, value: Any) -> None:
         until = asyncio.get_running_loop().time() + self._settings.ttl_s
-        self._kept[key] = _Kept(value, until)
+        self._kept[key] = Kept(value, until)
         self._kept.move_to_end(key)
         while len(self._kept) > self._settings.max_size:
             self._kept.popitem(last=False)
@@ -153,10 +166,13 @@ def content_of(value: Any, what: str) -> Hashable:
     if kind in _PLAIN:
         return kind, value  # 1, 1.0 and True are equal to Python, not to a model
     if kind is tuple or kind is list:
-        return kind, tuple(content_of(part, what) for part in value)
+        said = [
+            (type(part), part) if type(part) in _PLAIN else content_of(part, what) for part in value
+        ]
+        return kind, *said
     if kind is dict:
         return kind, frozenset(
-            (content_of(key, what), content_of(part, what)) for key, part in value.items()
+            [(content_of(key, what), content_of(part, what)) for key, part in value.items()]
         )
     payload = codec.encode(value, what)
     return kind, bytes(payload.body), tuple(bytes(buffer) for buffer in payload.buffers)

@@ -29,7 +29,7 @@ from fastapi_graph.graph.signatures import is_stream
 from fastapi_graph.handle import DeploymentHandle
 from fastapi_graph.replica import Replica
 from fastapi_graph.request import Attempt, current_attempt, current_scope, seconds_left
-from fastapi_graph.streams import streams_in
+from fastapi_graph.streams import holds_stream
 
 __all__ = ["PolicyCaller", "substitute"]
 
@@ -69,6 +69,7 @@ class PolicyCaller:
         pending: set[asyncio.Task[Any]],
     ) -> None:
         self.max_retries = options.max_retries
+        self._cache = cache
 
         def around(layer: Layer) -> Layer:
             if options.timeout_s is not None:
@@ -87,18 +88,26 @@ class PolicyCaller:
             layer = _Cached(layer, cache)
         self._again = around(layer)
 
-    def _layer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Layer:
-        return self._once if streams_in((args, kwargs)) else self._again
-
     def call(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Coroutine[Any, Any, Any]:
-        return self._layer(args, kwargs).call(method, args, kwargs)
+        layer = self._once if holds_stream(args) or holds_stream(kwargs) else self._again
+        if layer is self._again and self._cache is not None:
+            return self._call_unless_kept(self._cache, method, args, kwargs)
+        return layer.call(method, args, kwargs)
+
+    async def _call_unless_kept(
+        self, cache: ResultCache, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Spare a result that is kept the way through the layers."""
+        kept = cache.find(method, args, kwargs)
+        return await self._again.call(method, args, kwargs) if kept is None else kept.value
 
     def stream(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], emit: Emit
     ) -> Coroutine[Any, Any, None]:
-        return self._layer(args, kwargs).stream(method, args, kwargs, emit)
+        layer = self._once if holds_stream(args) or holds_stream(kwargs) else self._again
+        return layer.stream(method, args, kwargs, emit)
 
     def keep(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -21,7 +21,7 @@ from fastapi_graph.loops import (
     wait,
 )
 
-__all__ = ["ItemStream", "StreamFound", "stream_of", "streams_in"]
+__all__ = ["ItemStream", "StreamFound", "holds_stream", "stream_of", "streams_in"]
 
 
 Source = Callable[[Emit], Coroutine[Any, Any, None]]
@@ -180,6 +180,24 @@ def stream_of(
                 await emit(item)
 
     return ItemStream(source, asyncio.get_running_loop(), label, pending)
+
+
+_PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
+
+
+def holds_stream(value: Any) -> bool:
+    """Say whether there is a stream in a value; `streams_in` takes longer to say which."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return False
+    if kind is dict:
+        return bool(value) and holds_stream([*value.values()])
+    if kind is list or kind is tuple:
+        for part in value:  # noqa: SIM110 - in half the time of `any()`
+            if type(part) not in _PLAIN and holds_stream(part):
+                return True
+        return False
+    return bool(streams_in(value))
 
 
 def streams_in(values: Any) -> list[ItemStream]:
