@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         DeploymentResponseGenerator,
     )
     from fastapi_graph.logs import RequestLogFilter
+    from fastapi_graph.multiplexing import get_multiplexed_model_id, multiplexed
     from fastapi_graph.request import RequestContext, get_request_context
     from fastapi_graph.router import graph_router
     from fastapi_graph.settings import GraphSettings
@@ -100,8 +101,10 @@ __all__ = [
     "WireError",
     "batch",
     "deployment",
+    "get_multiplexed_model_id",
     "get_request_context",
     "graph_router",
+    "multiplexed",
     "run",
     "shadow",
     "shutdown",
@@ -129,6 +132,10 @@ _HOMES = {
         "DeploymentResponseGenerator",
     ),
     "logs": ("RequestLogFilter",),
+    "multiplexing": (
+        "get_multiplexed_model_id",
+        "multiplexed",
+    ),
     "request": (
         "RequestContext",
         "get_request_context",

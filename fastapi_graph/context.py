@@ -40,11 +40,25 @@ class Call:
     Attributes:
         host: What runs it.
         attempt: 1, or more for a call that is made again.
+        ending: What `end()` calls, if anything. Whoever runs the call ends it.
     """
 
     host: Host | None = None
     attempt = 1
+    ending: list[Callable[[], None]] | None = None
     _nested: set[asyncio.Task[Any]] | None = None
+
+    def at_end(self, function: Callable[[], None]) -> None:
+        """Let a function be called when the call has ended."""
+        if self.ending is None:
+            self.ending = []
+        self.ending.append(function)
+
+    def end(self) -> None:
+        """Call what waits for the end of the call."""
+        ending, self.ending = self.ending or (), None
+        for function in ending:
+            function()
 
     def started(self, nested: asyncio.Task[Any], pending: set[asyncio.Task[Any]]) -> None:
         """Note a nested call until it has finished, here and in `pending`."""

@@ -331,6 +331,8 @@ async def _run_chain(
             branches.fail(error)
         raise
     finally:
+        if call.ending is not None:
+            call.end()
         if branches is None:
             current_call.reset(token)
         else:  # whose task is over, and with it the context

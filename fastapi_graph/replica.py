@@ -30,6 +30,7 @@ from fastapi_graph.errors import (
 )
 from fastapi_graph.graph.options import DeploymentOptions
 from fastapi_graph.graph.signatures import Kind, kind_of
+from fastapi_graph.multiplexing import ModelCache, models_of
 from fastapi_graph.request import current_attempt
 from fastapi_graph.threads import in_thread, pump
 
@@ -53,6 +54,7 @@ class Replica:
             gives it back with `leave()`.
         limit: How many slots there are.
         queue: Who waits for one.
+        models: The models that the object keeps, if it is multiplexed.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Replica:
         # process and would let nested synchronous waits starve each other.
         self._threads = CapacityLimiter(math.inf)
         self._object: Any = None
+        self.models: ModelCache | None = None
         self._methods: dict[str, tuple[Callable[..., Any], Kind]] = {}
 
     @property
@@ -130,6 +133,7 @@ class Replica:
     def host(self, hosted: Any) -> None:
         """Host an object that exists already."""
         self._object = hosted
+        self.models = models_of(hosted)
         self._methods.clear()
         self.async_methods.clear()
 
@@ -190,6 +194,9 @@ class Replica:
                     _forget_finalizer(hosted)
         except Exception:
             logger.exception("%s: close failed (bound at %s)", self.name, self.where)
+        models, self.models = self.models, None
+        if models is not None:
+            await models.close()
 
     def _find(self, method: str) -> tuple[Callable[..., Any], Kind]:
         hosted = self._object
@@ -261,6 +268,8 @@ class Replica:
             raise
         finally:
             current_call.reset(token)
+            if call.ending is not None:
+                call.end()
             if release:
                 self.leave()
 
@@ -299,6 +308,8 @@ class Replica:
             raise
         finally:
             current_call.reset(token)
+            if call.ending is not None:
+                call.end()
             if release:
                 self.leave()
 

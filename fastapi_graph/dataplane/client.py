@@ -43,7 +43,13 @@ from fastapi_graph.dataplane.values import LARGE, Exchange, Kept, KeptLost
 from fastapi_graph.errors import BackPressureError, NoReplicaError, ReplicaLostError
 from fastapi_graph.graph.plan import Interface
 from fastapi_graph.replica import Replica
-from fastapi_graph.request import Attempt, current_attempt, current_scope, request_of_context
+from fastapi_graph.request import (
+    Attempt,
+    current_attempt,
+    current_request,
+    current_scope,
+    request_of_context,
+)
 
 __all__ = ["DeploymentClient"]
 
@@ -86,6 +92,7 @@ class DeploymentClient:
         self._suspect = suspect
         self._peers: dict[str, Peer] = {}
         self._usable: list[Peer] = []
+        self._multiplexes = False
         self._none_since: float | None = None
         self._queue: deque[asyncio.Future[Peer]] = deque()
         self._argument = f"{self.name} (bound at {self.where}): an argument"
@@ -155,6 +162,7 @@ class DeploymentClient:
 
     def _update(self) -> None:
         self._usable = [peer for peer in self._peers.values() if peer.usable]
+        self._multiplexes = any(peer.models is not None for peer in self._usable)
         if self._usable:
             self._none_since = None
         elif self._none_since is None:
@@ -216,6 +224,25 @@ class DeploymentClient:
                 turn.cancel()
                 self._queue.remove(turn)
             raise
+
+    def _take_for_model(self) -> Peer | None:
+        """Return a replica for the model that the request asks for, of which one slot is taken.
+
+        One that holds the model comes first, then one with few models. None if the request asks
+        for no model, or no replica has a slot.
+        """
+        request = current_request.get()
+        model_id = request.multiplexed_model_id if request is not None else ""
+        free = [peer for peer in self._usable if peer.ongoing < self._limit]
+        if not model_id or self._queue or not free:
+            return None
+        holders = [peer for peer in free if model_id in (peer.models or ())]
+        if holders:
+            peer = min(holders, key=_load)
+        else:
+            peer = min(free, key=lambda peer: (len(peer.models or ()), _load(peer)))
+        peer.ongoing += 1
+        return peer
 
     def _take_another(self, attempt: Attempt) -> Peer:
         """Return a replica that has not been sent the call, of which one slot is taken.
@@ -292,6 +319,8 @@ class DeploymentClient:
             usable = self._usable
             if attempt.hedges:
                 peer = self._take_another(attempt)
+            elif self._multiplexes and (holder := self._take_for_model()) is not None:
+                peer = holder
             elif len(usable) == 1 and not self._queue and usable[0].ongoing < self._limit:
                 peer = usable[0]
                 peer.ongoing += 1
@@ -355,7 +384,8 @@ class DeploymentClient:
         flags, content, arguments, relays = self._request(method, args, kwargs)
         attempt = current_attempt.get() or Attempt(self.max_retries)
         while True:
-            peer = await self._take()
+            holder = self._take_for_model() if self._multiplexes else None
+            peer = holder if holder is not None else await self._take()
             self.ongoing += 1
             number = 0
             items = _Items()

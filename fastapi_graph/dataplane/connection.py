@@ -61,7 +61,7 @@ _BOTH = (
     Kind.PONG,
 )
 _EXPECTED = {
-    "client": frozenset({*_BOTH, Kind.GOAWAY, Kind.DEGRADED}),
+    "client": frozenset({*_BOTH, Kind.GOAWAY, Kind.DEGRADED, Kind.MODELS}),
     "server": frozenset({*_BOTH, Kind.CALL}),
 }
 

@@ -86,6 +86,7 @@ class Kind(IntEnum):
     GOAWAY = 12
     RELEASE = 13
     DEGRADED = 14
+    MODELS = 15
 
 
 class Message(NamedTuple):

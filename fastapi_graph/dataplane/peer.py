@@ -72,6 +72,7 @@ class Peer:
     """A replica.
 
     Attributes:
+        models: The multiplexed models that it holds; None where it holds none ever.
         degraded: By the number of a call that has been answered, or soon will be: what is to be
             said of its answer.
 
@@ -104,6 +105,7 @@ class Peer:
         self._owner = owner
         self._max_message_size = max_message_size
         self._link: Link | None = None
+        self.models: frozenset[str] | None = None
         self.degraded: dict[int, tuple[str, ...]] = {}
         self._waiting: dict[int, Waiter] = {}
         self._relays: dict[int, Relay] = {}
@@ -293,6 +295,10 @@ class Peer:
             elif kind == Kind.CREDIT or kind == Kind.RELEASE:
                 if (relay := self._relays.get(number)) is not None:
                     relay.received(message)
+            elif kind == Kind.MODELS:
+                ids = str(content, "utf-8", "replace").split("\n")
+                self.models = frozenset(filter(None, ids))
+                self._owner.peer_changed(self)
             elif kind == Kind.PONG:
                 late, self._unanswered_pings = not self.responsive, 0
                 with contextlib.suppress(ValueError):

@@ -96,6 +96,8 @@ class ReplicaServer:
         self._servers: list[asyncio.Server] = []
         self._unix_path: Path | None = None
         self._clients: set[_Client] = set()
+        if replica.models is not None:
+            replica.models.listeners.append(self._say_models)
         self._idle: asyncio.Event | None = None
         self._left: asyncio.Event | None = None
 
@@ -211,6 +213,10 @@ class ReplicaServer:
         """Note that there is a link; where TLS fails, there never is."""
         self._clients.add(client)
 
+    def _say_models(self, model_ids: list[str]) -> None:
+        for client in self._clients:
+            client.say_models(model_ids)
+
     def forget(self, client: _Client) -> None:
         """Note that a link has been lost."""
         self._clients.discard(client)
@@ -249,6 +255,8 @@ class _Client:
     def opened(self, link: Link) -> None:
         if self._server.draining:
             self.say_goodbye()
+        if (models := self._replica.models) is not None:
+            self.say_models(models.model_ids)
 
     def lost(self, link: Link, error: Exception | None) -> None:
         self._server.forget(self)
@@ -266,6 +274,11 @@ class _Client:
         """Tell the client to send its calls elsewhere."""
         if self.link.is_open:
             self.link.send(Kind.GOAWAY, 0, 0)
+
+    def say_models(self, model_ids: list[str]) -> None:
+        """Tell the client which models the replica holds."""
+        if self.link.is_open:
+            self.link.send(Kind.MODELS, 0, 0, "\n".join(model_ids).encode())
 
     def received(self, messages: list[Message]) -> None:
         for message in messages:

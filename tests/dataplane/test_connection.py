@@ -41,7 +41,7 @@ BOTH_WAYS = (
     Kind.PONG,
 )
 TO_SERVER = (*BOTH_WAYS, Kind.CALL)
-TO_CLIENT = (*BOTH_WAYS, Kind.GOAWAY, Kind.DEGRADED)
+TO_CLIENT = (*BOTH_WAYS, Kind.GOAWAY, Kind.DEGRADED, Kind.MODELS)
 
 
 @pytest.fixture(params=CUTS)

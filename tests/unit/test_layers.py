@@ -24,7 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"executor", "arguments"}),
     frozenset({"dataplane"}),
     frozenset({"handle", "replica", "logs"}),
-    frozenset({"batching"}),
+    frozenset({"batching", "multiplexing"}),
     frozenset({"threads"}),
     frozenset({"request"}),
     frozenset({"loops", "streams"}),

@@ -1,0 +1,330 @@
+"""Multiplexed models: each replica holds some of many models, and calls go where theirs is.
+
+The idea, the names and their meaning are Ray Serve's:
+https://docs.ray.io/en/latest/serve/model-multiplexing.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextvars import copy_context
+from typing import Any
+
+from anyio import CapacityLimiter
+
+from fastapi_graph.context import current_call, current_deadline, eager_task
+from fastapi_graph.errors import GraphDefinitionError, InputError, OptionError
+from fastapi_graph.graph.nodes import caller_location, location
+from fastapi_graph.request import current_request
+from fastapi_graph.threads import in_thread
+
+__all__ = ["ModelCache", "Multiplexed", "get_multiplexed_model_id", "models_of", "multiplexed"]
+
+logger = logging.getLogger("fastapi_graph")
+
+
+def get_multiplexed_model_id() -> str:
+    """Return the model that the current request asks for; empty if it asks for none.
+
+    A request asks with the header `serve_multiplexed_model_id`, a call with
+    `handle.options(multiplexed_model_id=...)`; the calls below it ask for the same.
+    """
+    request = current_request.get()
+    return "" if request is None else request.multiplexed_model_id
+
+
+def multiplexed(function: Any = None, /, *, max_num_models_per_replica: int = 3) -> Any:
+    """Make a function or method that loads a model keep the models that it has loaded.
+
+    ```
+    @multiplexed(max_num_models_per_replica=3)
+    async def get_model(self, model_id: str): ...
+    ```
+
+    `await self.get_model()` gives the model of the current request, `await self.get_model(id)`
+    any other. Calls that want the same model load it once. Beyond the limit the model that was
+    used least lately is unloaded: its `aclose()`, `close()` or `__del__()` runs, sync or async,
+    once no call uses it. On Ray, calls go to a replica that holds their model, if it has a slot.
+
+    Args:
+        function: The function or method, sync or async, that takes the id, when used bare.
+        max_num_models_per_replica: How many models a replica keeps; -1 for no limit.
+
+    Raises:
+        OptionError: The limit cannot work.
+        GraphDefinitionError: What is decorated is no function.
+    """
+    limit, where = max_num_models_per_replica, caller_location()
+    if type(limit) is not int or limit == 0 or limit < -1:
+        raise OptionError(
+            f"multiplexed: max_num_models_per_replica={limit!r} must be a whole number above 0, "
+            f"or -1 for no limit (at {where})"
+        )
+
+    def decorate(function: Any) -> Multiplexed:
+        if not inspect.isfunction(function):
+            raise GraphDefinitionError(
+                f"@multiplexed takes a function or a method, not {function!r} (at {where})"
+            )
+        return Multiplexed(function, limit)
+
+    return decorate if function is None else decorate(function)
+
+
+class Multiplexed:
+    """A function or method that gives models, which it keeps. Made by `multiplexed`.
+
+    Args:
+        function: Loads a model.
+        limit: How many are kept; -1 for no limit.
+    """
+
+    def __init__(self, function: Callable[..., Any], limit: int) -> None:
+        self.function = function
+        self.limit = limit
+        self.label = function.__qualname__.rpartition("<locals>.")[2]
+        self._is_method = False
+        self._own: ModelCache | None = None
+        functools.update_wrapper(self, function)
+        del self.__wrapped__  # type: ignore[attr-defined]  # it is async, whatever that is
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._is_method = True
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else self.cache_of(instance)
+
+    def cache_of(self, instance: Any) -> ModelCache:
+        """Return the models that an instance keeps."""
+        kept = vars(instance)
+        cache = kept.get(_KEY)
+        if cache is None or cache.owner_id != id(instance):  # which a copy of it is not
+            load = functools.partial(self.function, instance)
+            cache = kept[_KEY] = ModelCache(load, self.limit, self.label, id(instance))
+        return cache  # type: ignore[no-any-return]
+
+    async def __call__(self, *args: Any) -> Any:
+        """Return a model."""
+        if self._is_method:
+            return await self.cache_of(args[0])(*args[1:])
+        if self._own is None:
+            self._own = ModelCache(self.function, self.limit, self.label)
+        return await self._own(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self.function, self.limit, self._is_method)
+
+
+_KEY = "@multiplexed"
+
+
+def _restored(function: Callable[..., Any], limit: int, is_method: bool) -> Multiplexed:
+    restored = Multiplexed(function, limit)
+    restored._is_method = is_method
+    return restored
+
+
+def models_of(hosted: Any) -> ModelCache | None:
+    """Return the models that an object keeps; None if it is not multiplexed.
+
+    Raises:
+        GraphDefinitionError: It has several methods that are.
+    """
+    if isinstance(hosted, Multiplexed) or not hasattr(hosted, "__dict__"):
+        return None
+    found: dict[str, Multiplexed] = {}
+    for cls in reversed(type(hosted).__mro__):
+        for name, member in vars(cls).items():
+            if isinstance(member, Multiplexed):
+                found[name] = member
+            else:
+                found.pop(name, None)  # a subclass has overridden it
+    if len(found) > 1:
+        raise GraphDefinitionError(
+            f"{type(hosted).__qualname__} has several @multiplexed methods, {', '.join(found)}: a "
+            "replica keeps the models of one; make a deployment for each"
+        )
+    return next(iter(found.values())).cache_of(hosted) if found else None
+
+
+class _Model:
+    """A model that is kept, and how many calls use it."""
+
+    __slots__ = ("gone", "idle", "model_id", "uses", "value")
+
+    def __init__(self, model_id: str, value: Any) -> None:
+        self.model_id = model_id
+        self.value = value
+        self.uses = 0
+        self.gone = False
+        self.idle: asyncio.Event | None = None
+
+    def release(self) -> None:
+        """Note that a call that used it has ended."""
+        self.uses -= 1
+        if not self.uses and self.idle is not None:
+            self.idle.set()
+
+
+class ModelCache:
+    """The models of one instance, in the order of their last use.
+
+    Args:
+        load: Loads a model by its id.
+        limit: How many are kept; -1 for no limit.
+        label: What messages call it.
+        owner_id: The id of the instance.
+
+    Attributes:
+        listeners: Told the ids of the models whenever they change.
+    """
+
+    def __init__(
+        self, load: Callable[[str], Any], limit: int, label: str, owner_id: int = 0
+    ) -> None:
+        self.owner_id = owner_id
+        self.listeners: list[Callable[[list[str]], None]] = []
+        self._load = load
+        self._limit = limit
+        self._label = label
+        code = getattr(load, "func", load).__code__
+        self._where = location(code.co_filename, code.co_firstlineno)
+        self._threads = CapacityLimiter(math.inf)
+        self._models: OrderedDict[str, _Model] = OrderedDict()
+        self._loading: dict[str, asyncio.Task[_Model]] = {}
+        self._coming = 0  # how many are being loaded
+        self._unloading: set[asyncio.Task[None]] = set()
+
+    @property
+    def model_ids(self) -> list[str]:
+        """The models that are kept, the one used last at the end."""
+        return list(self._models)
+
+    async def __call__(self, model_id: str = "") -> Any:
+        """Return a model, loaded if need be.
+
+        Args:
+            model_id: Which; by default the one that the request asks for.
+
+        Raises:
+            InputError: The request asks for none.
+            Exception: What loading it raised.
+        """
+        model_id = model_id or get_multiplexed_model_id()
+        if not model_id:
+            raise InputError(
+                f"{self._label}: the request asks for no model; send the header "
+                "serve_multiplexed_model_id, or call handle.options(multiplexed_model_id=...)"
+            )
+        while (model := self._models.get(model_id)) is None:
+            model = await asyncio.shield(self._loading.get(model_id) or self._begin(model_id))
+            if not model.gone:  # else others have taken its place before this went on
+                break
+        else:
+            self._models.move_to_end(model_id)
+        if (call := current_call.get()) is not None:
+            model.uses += 1
+            call.at_end(model.release)
+        return model.value
+
+    def _begin(self, model_id: str) -> asyncio.Task[_Model]:
+        """Start to load a model, in a task that belongs to none of those who want it."""
+        context = copy_context()
+        context.run(current_call.set, None)
+        context.run(current_deadline.set, None)
+        loop = asyncio.get_running_loop()
+        name = f"load {model_id}"
+        task = eager_task(asyncio.Task, self._loaded(model_id), loop, name, context)
+        if not task.done():
+            self._loading[model_id] = task
+        task.add_done_callback(lambda task: self._ended(model_id, task))
+        return task
+
+    def _ended(self, model_id: str, task: asyncio.Task[_Model]) -> None:
+        if self._loading.get(model_id) is task:
+            del self._loading[model_id]
+        if not task.cancelled():
+            task.exception()  # whoever waits for it is told
+
+    async def _loaded(self, model_id: str) -> _Model:
+        self._coming += 1
+        try:
+            await self._make_room()
+            began = time.monotonic()
+            if inspect.iscoroutinefunction(getattr(self._load, "func", self._load)):
+                value = await self._load(model_id)
+            else:
+                value = await self._in_thread(self._load, model_id)
+            logger.info("%s: loaded %s in %.3f s", self._label, model_id, time.monotonic() - began)
+            model = self._models[model_id] = _Model(model_id, value)
+        finally:
+            self._coming -= 1
+        self._tell()
+        return model
+
+    async def _make_room(self) -> None:
+        """Unload what was used least lately; wait for it, unless a call still uses it."""
+        while self._models and 0 < self._limit < len(self._models) + self._coming:
+            _, model = self._models.popitem(last=False)
+            model.gone = True
+            self._tell()
+            unloading = asyncio.get_running_loop().create_task(self._unload(model))
+            self._unloading.add(unloading)
+            unloading.add_done_callback(self._unloading.discard)
+            if not model.uses:
+                await asyncio.wait([unloading])
+
+    async def _unload(self, model: _Model) -> None:
+        if model.uses:
+            model.idle = asyncio.Event()
+            await model.idle.wait()
+        value, model.value = model.value, None
+        try:
+            for name in ("aclose", "close", "__del__"):
+                if callable(end := getattr(value, name, None)):
+                    await self._end(end)
+                    break
+        except Exception:
+            logger.exception("%s: unloading %s failed", self._label, model.model_id)
+        else:
+            logger.info("%s: unloaded %s", self._label, model.model_id)
+
+    async def _end(self, function: Callable[[], Any]) -> None:
+        if inspect.iscoroutinefunction(function):
+            await function()
+        elif inspect.isawaitable(result := await self._in_thread(function)):
+            await result
+
+    async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await in_thread(
+            function, args, {}, limiter=self._threads, who=self._label, where=self._where
+        )
+
+    def _tell(self) -> None:
+        for listener in self.listeners:
+            listener(self.model_ids)
+
+    async def close(self) -> None:
+        """Unload every model."""
+        for loading in tuple(self._loading.values()):
+            loading.cancel()
+        if self._loading:
+            await asyncio.wait([*self._loading.values()])
+        models = [*self._models.values()]
+        self._models.clear()
+        for model in models:
+            model.uses = 0  # whoever used it has been cancelled
+            await self._unload(model)
+        if self._unloading:
+            await asyncio.wait(self._unloading, timeout=1)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What is kept here is no part of the instance that holds it: there it is made anew.
+        return type(None), ()
