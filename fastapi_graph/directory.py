@@ -10,7 +10,6 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from fastapi_graph.alternatives import VirtualCaller, virtual_caller
-from fastapi_graph.cache import ResultCache
 from fastapi_graph.context import Emit
 from fastapi_graph.dataplane.values import Kept
 from fastapi_graph.errors import UnknownMethodError
@@ -19,7 +18,7 @@ from fastapi_graph.graph.nodes import caller_location
 from fastapi_graph.graph.options import NO_FALLBACK, DeploymentOptions
 from fastapi_graph.graph.plan import HandleRef, Interface, Plan, Root, Virtual
 from fastapi_graph.handle import DeploymentHandle, register
-from fastapi_graph.policies import PolicyCaller, substitute
+from fastapi_graph.policies import PolicyCaller, ResultCache, substitute
 from fastapi_graph.replica import Replica
 
 __all__ = ["Directory", "NamedCallee"]

@@ -1,23 +1,20 @@
 """The client side: calls one deployment, whichever of its replicas is the least busy.
 
-A call takes a slot of a replica: of two replicas chosen at random, the one with fewer calls in
-flight, up to `max_ongoing_requests` of each. Where there is no slot it waits in a queue, first
-in, first out, of `max_queued_requests`. A call whose connection is lost before it was answered
-goes to another replica, `max_retries` times at most if the lost one may have begun it.
+A call whose connection is lost before it was answered goes to another replica, `max_retries`
+times at most if the lost one may have begun it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-import random
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from fastapi_graph.context import Emit, current_deadline
 from fastapi_graph.dataplane import codec
+from fastapi_graph.dataplane.balancer import Balancer
 from fastapi_graph.dataplane.codec import HoldsStreamError, Payload
 from fastapi_graph.dataplane.frames import (
     BUFFERS,
@@ -27,7 +24,6 @@ from fastapi_graph.dataplane.frames import (
     WITH_KEPT,
     WITH_STREAMS,
     Kind,
-    Load,
     Message,
     Part,
     encode_head,
@@ -40,26 +36,23 @@ from fastapi_graph.dataplane.peer import Elsewhere, Lost, Peer
 from fastapi_graph.dataplane.relays import Relays, detach
 from fastapi_graph.dataplane.tracing import current_trace
 from fastapi_graph.dataplane.values import LARGE, Exchange, Kept, KeptLost
-from fastapi_graph.errors import BackPressureError, NoReplicaError, ReplicaLostError
+from fastapi_graph.errors import ReplicaLostError
 from fastapi_graph.graph.plan import Interface
 from fastapi_graph.replica import Replica
 from fastapi_graph.request import (
     Attempt,
     current_attempt,
-    current_request,
     current_scope,
     request_of_context,
 )
 
 __all__ = ["DeploymentClient"]
 
-logger = logging.getLogger("fastapi_graph")
-
 _KEPT_CLASS = Kept.__module__.encode()
 """What the pickle of a `Kept` has in it."""
 
 
-class DeploymentClient:
+class DeploymentClient(Balancer):
     """Calls one deployment. It belongs to one event loop.
 
     Args:
@@ -80,206 +73,12 @@ class DeploymentClient:
         suspect: Callable[[str], None],
         exchange: Exchange | None = None,
     ) -> None:
+        super().__init__(interface, replica_wait_s, suspect)
         self.keeps = exchange is not None
-        self._exchange = exchange
-        self.name = interface.name
-        self.where = interface.where
-        self.ongoing = 0
-        self._limit = interface.options.max_ongoing_requests
-        self._max_queued = interface.options.max_queued_requests
         self.max_retries = interface.options.max_retries
-        self._replica_wait_s = replica_wait_s
-        self._suspect = suspect
-        self._peers: dict[str, Peer] = {}
-        self._usable: list[Peer] = []
-        self._multiplexes = False
-        self._none_since: float | None = None
-        self._queue: deque[asyncio.Future[Peer]] = deque()
+        self._exchange = exchange
         self._argument = f"{self.name} (bound at {self.where}): an argument"
         self._a_result = f"{self.name} (bound at {self.where}): the result"
-
-    @property
-    def usable(self) -> bool:
-        """Whether there is a replica to call."""
-        return bool(self._usable)
-
-    @property
-    def queued(self) -> int:
-        """How many calls of this process wait for a slot."""
-        return len(self._queue)
-
-    @property
-    def load(self) -> Load:
-        """How busy its replicas are, as they said last, and with what waits here."""
-        loads = [peer.load for peer in self._peers.values()]
-        ongoing = sum(load.ongoing for load in loads)
-        return Load(
-            max(self.ongoing, ongoing),
-            self.queued + sum(load.queued for load in loads),
-            sum(load.abandoned for load in loads),
-        )
-
-    # Replicas
-
-    @property
-    def replica_ids(self) -> frozenset[str]:
-        """The replicas that it knows."""
-        return frozenset(self._peers)
-
-    def add(self, peer: Peer) -> None:
-        """Use this replica from now on."""
-        self._peers[peer.replica_id] = peer
-
-    async def remove(self, replica_ids: Iterable[str], *, drain: bool = False) -> None:
-        """Use these replicas no more.
-
-        Args:
-            replica_ids: Their ids.
-            drain: Let them answer the calls that they have.
-        """
-        found = [self._peers.pop(replica_id, None) for replica_id in tuple(replica_ids)]
-        peers = [peer for peer in found if peer is not None]
-        self._update()
-        try:
-            if drain:
-                await asyncio.gather(*(peer.drain() for peer in peers))
-        finally:
-            for peer in peers:
-                peer.close_soon()  # all of them, also if this is cancelled
-            for peer in peers:
-                await peer.close()
-
-    def peer_changed(self, peer: Peer) -> None:
-        """Note that a replica can be used now, or cannot any more."""
-        self._update()
-        self._pass_on(peer)
-
-    def peer_lost(self, peer: Peer) -> None:
-        """Note that a replica may be dead."""
-        self._update()
-        if peer.replica_id in self._peers:
-            self._suspect(peer.replica_id)
-
-    def _update(self) -> None:
-        self._usable = [peer for peer in self._peers.values() if peer.usable]
-        self._multiplexes = any(peer.models is not None for peer in self._usable)
-        if self._usable:
-            self._none_since = None
-        elif self._none_since is None:
-            self._none_since = asyncio.get_running_loop().time()
-
-    # Slots
-
-    def _choose(self) -> Peer | None:
-        """Return a replica with a free slot, or None."""
-        usable = self._usable
-        count = len(usable)
-        if count == 1:
-            best = usable[0]
-        elif not count:
-            return None
-        else:
-            first = int(random.random() * count)
-            second = (first + 1 + int(random.random() * (count - 1))) % count
-            one, other = usable[first], usable[second]
-            best = one if _load(one) <= _load(other) else other
-            if best.ongoing >= self._limit:
-                free = [peer for peer in usable if peer.ongoing < self._limit]
-                best = min(free, key=_load, default=best)
-        return best if best.ongoing < self._limit else None
-
-    async def _take(self) -> Peer:
-        """Return a replica, of which one slot is taken.
-
-        Raises:
-            BackPressureError: The queue is full.
-            NoReplicaError: There was no replica for too long.
-        """
-        if not self._queue and (peer := self._choose()) is not None:
-            peer.ongoing += 1
-            return peer
-        self._update()
-        if 0 <= self._max_queued <= len(self._queue):
-            raise BackPressureError(
-                f"{self.name} is at capacity: {self.ongoing} ongoing with max_ongoing_requests="
-                f"{self._limit} in {len(self._usable)} replicas, {len(self._queue)} waiting of "
-                f"max_queued_requests={self._max_queued} (bound at {self.where})"
-            )
-        loop = asyncio.get_running_loop()
-        turn: asyncio.Future[Peer] = loop.create_future()
-        self._queue.append(turn)
-        try:
-            while not turn.done():
-                if (left := self._patience(loop.time())) <= 0:
-                    raise NoReplicaError(
-                        f"{self.name}: no replica within replica_wait_s="
-                        f"{self._replica_wait_s:g} (bound at {self.where})"
-                    )
-                await asyncio.wait([turn], timeout=left)
-            return turn.result()
-        except BaseException:
-            if turn.done() and not turn.cancelled():
-                self._give_back(turn.result())
-            else:
-                turn.cancel()
-                self._queue.remove(turn)
-            raise
-
-    def _take_for_model(self) -> Peer | None:
-        """Return a replica for the model that the request asks for, of which one slot is taken.
-
-        One that holds the model comes first, then one with few models. None if the request asks
-        for no model, or no replica has a slot.
-        """
-        request = current_request.get()
-        model_id = request.multiplexed_model_id if request is not None else ""
-        free = [peer for peer in self._usable if peer.ongoing < self._limit]
-        if not model_id or self._queue or not free:
-            return None
-        holders = [peer for peer in free if model_id in (peer.models or ())]
-        if holders:
-            peer = min(holders, key=_load)
-        else:
-            peer = min(free, key=lambda peer: (len(peer.models or ()), _load(peer)))
-        peer.ongoing += 1
-        return peer
-
-    def _take_another(self, attempt: Attempt) -> Peer:
-        """Return a replica that has not been sent the call, of which one slot is taken.
-
-        Raises:
-            NoReplicaError: None of the others is free at once.
-        """
-        others = [
-            peer
-            for peer in self._usable
-            if peer.replica_id not in attempt.avoid and peer.ongoing < self._limit
-        ]
-        if self._queue or not others:
-            raise NoReplicaError(f"{self.name}: no other replica is free (bound at {self.where})")
-        peer = min(others, key=_load)
-        peer.ongoing += 1
-        return peer
-
-    def _patience(self, now: float) -> float:
-        """Return how many seconds a call may still wait, as far as replicas are concerned."""
-        if self._none_since is None:
-            return self._replica_wait_s
-        return self._none_since + self._replica_wait_s - now
-
-    def _give_back(self, peer: Peer) -> None:
-        """Free a slot: it goes to the first in the queue, if there is one."""
-        peer.ongoing -= 1
-        if self._queue:
-            self._pass_on(peer)
-
-    def _pass_on(self, peer: Peer) -> None:
-        """Give the free slots of a replica to the first in the queue."""
-        while self._queue and peer.usable and peer.ongoing < self._limit:
-            peer.ongoing += 1
-            self._queue.popleft().set_result(peer)
-
-    # Calls
 
     async def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a method and return its result; see `Caller`."""
@@ -478,10 +277,6 @@ class DeploymentClient:
             f"{self.name}: replica {peer.replica_id} was lost while it worked on the call, and "
             f"{why} (bound at {self.where})"
         )
-
-
-def _load(peer: Peer) -> float:
-    return peer.ongoing if peer.responsive else math.inf
 
 
 def _let_go(peer: Peer, depositing: asyncio.Future[int]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fastapi_graph import Cache, DeadlineExceededError, InputNode, OptionError, deployment
-from fastapi_graph.cache import content_of
+from fastapi_graph.policies.cache import content_of
 from tests.contract.conftest import Serve
 from tests.contract.probes import Gate, Journal
 

@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"driver"}),
     frozenset({"backends"}),
     frozenset({"directory"}),
-    frozenset({"policies", "cache", "alternatives"}),
+    frozenset({"policies", "alternatives"}),
     frozenset({"executor", "arguments"}),
     frozenset({"dataplane"}),
     frozenset({"handle", "replica", "logs"}),

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 from fastapi_graph.context import current_call, current_deadline, eager_task
 from fastapi_graph.dataplane import codec
 from fastapi_graph.graph.options import Cache
+from fastapi_graph.policies.layer import Layer
 from fastapi_graph.request import Scope, current_scope
 
-__all__ = ["Kept", "ResultCache", "content_of"]
+__all__ = ["Cached", "Kept", "ResultCache", "content_of"]
 
 Function = Callable[[str, tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
 
@@ -176,3 +177,14 @@ def content_of(value: Any, what: str) -> Hashable:
         )
     payload = codec.encode(value, what)
     return kind, bytes(payload.body), tuple(bytes(buffer) for buffer in payload.buffers)
+
+
+class Cached(Layer):
+    """Answers with what is kept; streams pass."""
+
+    def __init__(self, inner: Layer, cache: ResultCache) -> None:
+        super().__init__(inner)
+        self._cache = cache
+
+    async def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return await self._cache.call(self.inner.call, method, args, kwargs)
