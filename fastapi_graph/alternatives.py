@@ -28,6 +28,7 @@ from fastapi_graph.executor import Caller
 from fastapi_graph.graph.plan import Interface, Virtual
 from fastapi_graph.graph.virtual import Shadow, Split, StickyBy
 from fastapi_graph.replica import Replica
+from fastapi_graph.request import current_attempt, current_scope
 
 __all__ = ["VirtualCaller", "rendezvous", "virtual_caller"]
 
@@ -247,6 +248,8 @@ class _ShadowCaller(VirtualCaller):
         # In the task's own context: the copy outlives the request and its deadline.
         current_call.set(Call())
         current_deadline.set(None)
+        current_scope.set(None)
+        current_attempt.set(None)
         try:
             args, kwargs = codec.decode(payload, self._what)
             if streams:

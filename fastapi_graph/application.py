@@ -164,7 +164,11 @@ class Graph:
                 f"override of {spec.name}: {fake!r} is neither callable nor has it methods"
             )
         with self._backend.override(spec.name, fake):
-            yield
+            self._directory.forget_results()
+            try:
+                yield
+            finally:
+                self._directory.forget_results()
 
     # Life cycle
 

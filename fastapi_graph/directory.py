@@ -12,9 +12,9 @@ from typing import Any
 from fastapi_graph.alternatives import VirtualCaller, virtual_caller
 from fastapi_graph.context import Emit
 from fastapi_graph.dataplane.values import Kept
-from fastapi_graph.errors import UnknownMethodError
+from fastapi_graph.errors import OptionError, UnknownMethodError
 from fastapi_graph.executor import Caller, Executor
-from fastapi_graph.graph.nodes import caller_location
+from fastapi_graph.graph.nodes import Node, caller_location
 from fastapi_graph.graph.options import NO_FALLBACK, DeploymentOptions
 from fastapi_graph.graph.plan import HandleRef, Interface, Plan, Root, Virtual
 from fastapi_graph.handle import DeploymentHandle, register
@@ -103,7 +103,7 @@ class Directory:
             caller = self.attempt(deployment)
             if interface.options.has_policy:
                 where, options = interface.where, interface.options
-                caller = self.policy(caller, deployment, where, options)
+                caller = self.policy(caller, deployment, deployment, where, options)
             self._callers[deployment] = caller
         return self._callers[deployment]
 
@@ -114,27 +114,29 @@ class Directory:
         return self._caller_of(deployment)
 
     def policy(
-        self, base: Caller, name: str, where: str, options: DeploymentOptions
+        self, base: Caller, name: str, label: str, where: str, options: DeploymentOptions
     ) -> PolicyCaller:
         """Return what calls through `base` as options ask for.
 
         Args:
             base: Makes one attempt.
-            name: The deployment; all that call it share its cache.
+            name: The deployment, or the plan; all that call it share its cache.
+            label: What messages call it.
             where: `file:line` of its bind.
             options: Its own, or those of a handle.
         """
         counts = self.counts(name)
-        cache = self._caches.get(name)
-        if cache is None and options.cache is not None:
-            cache = ResultCache(options.cache, name, counts, self.pending)
-            self._caches[name] = cache
+        cache = None
+        if options.cache is not None:
+            if name not in self._caches:
+                self._caches[name] = ResultCache(options.cache, label, counts, self.pending)
+            cache = self._caches[name]
         instead = None
         if options.fallback is not NO_FALLBACK:
-            instead = substitute(options.fallback, name, where, self.caller)
+            instead = substitute(options.fallback, label, where, self.caller)
         return PolicyCaller(
             base,
-            name,
+            label,
             where,
             options,
             instead=instead,
@@ -210,7 +212,7 @@ class _DeploymentCallee(NamedCallee):
         interface, directory = self._interface, self._directory
         merged = _merged(f"handle to {self.label}", interface.options, options)
         base = directory.attempt(interface.name)
-        caller = directory.policy(base, interface.name, interface.where, merged)
+        caller = directory.policy(base, interface.name, interface.name, interface.where, merged)
         return _DeploymentCallee(directory, interface, caller)
 
 
@@ -249,7 +251,9 @@ class _PlanCallee(NamedCallee):
     def with_options(self, options: dict[str, Any]) -> NamedCallee:
         merged = _merged(f"handle to {self.label}", DeploymentOptions(), options)
         callee = copy.copy(self)
-        callee._caller = self._directory.policy(self._caller, self.label, self._plan.where, merged)
+        callee._caller = self._directory.policy(
+            self._caller, self.name, self.label, self._plan.where, merged
+        )
         return callee
 
 
@@ -284,5 +288,10 @@ class _PlanCaller:
 
 
 def _merged(who: str, options: DeploymentOptions, changes: dict[str, Any]) -> DeploymentOptions:
+    if isinstance(changes.get("fallback"), Node):
+        raise OptionError(
+            f"{who}: its fallback {changes['fallback']!r} is a node; pass a handle to it, "
+            "graph.handle_of(node)"
+        )
     given = {**options.given(), **changes}
     return DeploymentOptions.validated(who, given, caller_location())

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from fastapi_graph.context import Emit
 from fastapi_graph.errors import GraphDefinitionError, GraphError, OptionError
 from fastapi_graph.loops import current_loop, outcome, refuse_to_block, start, submit, wait
-from fastapi_graph.request import Scope, current_request, current_scope, request_of_context
+from fastapi_graph.request import Request, Scope, current_request, current_scope, request_of_context
 from fastapi_graph.streams import ItemStream, streams_in
 
 __all__ = [
@@ -157,6 +157,8 @@ class DeploymentHandle:
         context.run(current_scope.set, scope)
         if self._model_id:
             context.run(current_request.set, request_of_context().for_model(self._model_id))
+        elif current_request.get() is None:
+            context.run(current_request.set, Request())
         return context
 
     def options(
@@ -233,14 +235,17 @@ class DeploymentHandle:
         raise TypeError(f"{self!r} is called with .remote(...)")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, DeploymentHandle) and self._identity() == other._identity()
+        return (
+            isinstance(other, DeploymentHandle)
+            and self._identity() == other._identity()
+            and self._options == other._options
+        )
 
     def __hash__(self) -> int:
         return hash(self._identity())
 
     def _identity(self) -> tuple[Any, ...]:
-        options = tuple((name, id(value)) for name, value in sorted(self._options.items()))
-        return self._source, self._name, self._method, options, self._model_id
+        return self._source, self._name, self._method, frozenset(self._options), self._model_id
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (

@@ -200,7 +200,7 @@ class ModelCache:
         self._models: OrderedDict[str, _Model] = OrderedDict()
         self._loading: dict[str, asyncio.Task[_Model]] = {}
         self._coming = 0  # how many are being loaded
-        self._unloading: set[asyncio.Task[None]] = set()
+        self._unloading: dict[asyncio.Task[None], _Model] = {}
 
     @property
     def model_ids(self) -> list[str]:
@@ -276,8 +276,8 @@ class ModelCache:
             model.gone = True
             self._tell()
             unloading = asyncio.get_running_loop().create_task(self._unload(model))
-            self._unloading.add(unloading)
-            unloading.add_done_callback(self._unloading.discard)
+            self._unloading[unloading] = model
+            unloading.add_done_callback(self._unloading.pop)
             if not model.uses:
                 await asyncio.wait([unloading])
 
@@ -317,13 +317,16 @@ class ModelCache:
             loading.cancel()
         if self._loading:
             await asyncio.wait([*self._loading.values()])
+        for model in self._unloading.values():  # whoever used one has been cancelled
+            if model.idle is not None:
+                model.idle.set()
         models = [*self._models.values()]
         self._models.clear()
         for model in models:
-            model.uses = 0  # whoever used it has been cancelled
+            model.uses = 0
             await self._unload(model)
         if self._unloading:
-            await asyncio.wait(self._unloading, timeout=1)
+            await asyncio.wait([*self._unloading])
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What is kept here is no part of the instance that holds it: there it is made anew.

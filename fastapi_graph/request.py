@@ -12,8 +12,9 @@ import itertools
 import os
 import secrets
 import time
+from collections.abc import Awaitable
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastapi_graph.context import current_call, current_deadline
 
@@ -26,6 +27,7 @@ __all__ = [
     "current_request",
     "current_scope",
     "get_request_context",
+    "outside",
     "request_of_context",
     "seconds_left",
 ]
@@ -48,7 +50,7 @@ class Request:
 
     Args:
         request_id: Its id; empty: a new one, made when it is first asked for.
-        route: The path of its route, without what includes the router; empty without HTTP.
+        route: The path that was requested; empty without HTTP.
         multiplexed_model_id: The model that it asks for; empty for none.
     """
 
@@ -105,13 +107,15 @@ class Scope:
 
     Attributes:
         degraded: The deployments whose fallback answered in their place.
+        said: Those of them that the caller in another process has been told.
     """
 
-    __slots__ = ("degraded", "parent")
+    __slots__ = ("degraded", "parent", "said")
 
     def __init__(self, parent: Scope | None = None) -> None:
         self.parent = parent
         self.degraded: tuple[str, ...] = ()
+        self.said: tuple[str, ...] = ()
 
     def degrade(self, names: tuple[str, ...]) -> None:
         """Note that fallbacks have answered for these deployments."""
@@ -124,8 +128,27 @@ class Scope:
 current_scope: ContextVar[Scope | None] = ContextVar("fastapi_graph_scope", default=None)
 
 
+async def outside(awaitable: Awaitable[Any]) -> Any:
+    """Await what is not part of the request, though it is awaited in its course.
+
+    A server may start the next request of a connection while it sends or receives for this one,
+    with a copy of the context that it finds then.
+    """
+    request, scope = current_request.set(None), current_scope.set(None)
+    deadline = current_deadline.set(None)
+    try:
+        return await awaitable
+    finally:
+        current_deadline.reset(deadline)
+        current_scope.reset(scope)
+        current_request.reset(request)
+
+
 class Attempt:
     """Which attempt at a call this is, and how many may follow.
+
+    Whoever makes the attempts changes it: the policy that retries, and a client that sends a call
+    again after the loss of a replica. A hedge has one of its own, with the same `avoid`.
 
     Args:
         limit: The call's `max_retries`.
@@ -163,7 +186,7 @@ class RequestContext(NamedTuple):
     Attributes:
         request_id: Shared by all calls of one request, in every process; over HTTP it is the
             header `x-request-id`, of the request or else made for it.
-        route: The path of the route in its router, `/` for the root; empty without HTTP.
+        route: The path that was requested; empty without HTTP.
         deadline_s: Seconds left until the request has to be answered; None for no deadline.
         deployment: The deployment whose code runs; empty outside of one.
         replica: The replica; in-process, the process.
@@ -181,12 +204,8 @@ class RequestContext(NamedTuple):
 
 
 def request_of_context() -> Request:
-    """Return the request of the current context, which begins one if there is none."""
-    request = current_request.get()
-    if request is None:
-        request = Request()
-        current_request.set(request)
-    return request
+    """Return the request of the current context, or a new one that nobody else knows."""
+    return current_request.get() or Request()
 
 
 def seconds_left() -> float | None:
@@ -205,7 +224,7 @@ def get_request_context() -> RequestContext:
     """Return where the current code runs, and for whom.
 
     In a deployment, in an endpoint or dependency of a graph's router, and in what they call.
-    Elsewhere it is the context of a new request.
+    Elsewhere it is that of a new request each time: a call through a handle begins one, too.
     """
     request, call = request_of_context(), current_call.get()
     host = call.host if call is not None else None

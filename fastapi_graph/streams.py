@@ -59,6 +59,7 @@ class ItemStream:
         self._home = home
         self._label = label
         self._cancelled = False
+        self.begun = False  # to be read
         send, receive = anyio.create_memory_object_stream[Any](0)
         self._receive = receive
 
@@ -82,6 +83,7 @@ class ItemStream:
         self._pump.add_done_callback(close)  # a pump that is cancelled early never begins
 
     async def _next(self) -> Any:
+        self.begun = True
         try:
             return await self._receive.receive()
         except asyncio.CancelledError:
@@ -186,7 +188,7 @@ _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
 
 
 def holds_stream(value: Any) -> bool:
-    """Say whether there is a stream in a value; `streams_in` takes longer to say which."""
+    """Say whether there is something in a value that can be read once only."""
     kind = type(value)
     if kind in _PLAIN:
         return False
@@ -197,7 +199,7 @@ def holds_stream(value: Any) -> bool:
             if type(part) not in _PLAIN and holds_stream(part):
                 return True
         return False
-    return bool(streams_in(value))
+    return isinstance(value, AsyncIterator | Iterator) or bool(streams_in(value))
 
 
 def streams_in(values: Any) -> list[ItemStream]:

@@ -30,6 +30,7 @@ from typing import (
     get_args,
     get_origin,
 )
+from weakref import WeakKeyDictionary
 
 from fastapi_graph.batching.queue import Batch, BatchQueue, Item, Work
 from fastapi_graph.batching.streams import StreamBatch, StreamItem
@@ -75,13 +76,14 @@ class _State:
         self._signature = _signature(function)
         self.positional = _positional(self._signature)
         self._batch = batched._batch
-        self._queue: BatchQueue | None = None
+        self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, BatchQueue] = WeakKeyDictionary()
 
     def queue(self, loop: asyncio.AbstractEventLoop) -> BatchQueue:
         """Return the queue; each loop has its own, because what waits there belongs to it."""
-        if self._queue is None or self._queue.loop is not loop:
-            self._queue = BatchQueue(self.work, loop, self._batch)
-        return self._queue
+        queue = self._queues.get(loop)
+        if queue is None:
+            queue = self._queues[loop] = BatchQueue(self.work, loop, self._batch)
+        return queue
 
     def canonical(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -98,14 +100,14 @@ class _State:
         before = {name: getattr(self.work.options, name) for name in BatchOptions.model_fields}
         options = BatchOptions.validated(self.work.label, {**before, **changed}, caller_location())
         self.work.configure(options)
-        if self._queue is not None:
+        for queue in tuple(self._queues.values()):
             with contextlib.suppress(RuntimeError):  # its loop is closed
-                self._queue.loop.call_soon_threadsafe(self._queue.form)
+                queue.loop.call_soon_threadsafe(queue.form)
 
     @property
     def running(self) -> set[asyncio.Task[None]]:
         """What runs."""
-        return set() if self._queue is None else {batch.task for batch in self._queue.running}
+        return {batch.task for queue in self._queues.values() for batch in queue.running}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What waits here is no part of the instance that holds it: there it is made anew.

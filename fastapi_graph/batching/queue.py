@@ -27,6 +27,7 @@ from fastapi_graph.context import Call, current_call, current_deadline, eager_ta
 from fastapi_graph.errors import DeadlineExceededError, OutputError
 from fastapi_graph.graph.options import BatchOptions
 from fastapi_graph.raised import twin
+from fastapi_graph.request import Scope, current_scope
 from fastapi_graph.threads import in_thread
 
 __all__ = ["Batch", "BatchQueue", "Item", "Work"]
@@ -79,9 +80,21 @@ class Item:
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         batch: What it is part of, once that has started.
+        scope: What learns of the fallbacks that answer below.
+        host: What runs the call that waits.
     """
 
-    __slots__ = ("answer", "args", "batch", "deadline", "function", "joined", "kwargs")
+    __slots__ = (
+        "answer",
+        "args",
+        "batch",
+        "deadline",
+        "function",
+        "host",
+        "joined",
+        "kwargs",
+        "scope",
+    )
 
     def __init__(
         self,
@@ -94,6 +107,9 @@ class Item:
         self.args = args
         self.kwargs = kwargs
         self.deadline = current_deadline.get()
+        self.scope = current_scope.get()
+        call = current_call.get()
+        self.host = call.host if call is not None else None
         self.joined = loop.time()
         self.batch: Any = None
         self.answer: asyncio.Future[Any] = loop.create_future()
@@ -140,6 +156,7 @@ class Batch:
         self._queue = queue
         self._work = queue.work
         self._call = Call()
+        self._scope = Scope()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -151,7 +168,9 @@ class Batch:
         self._args = tuple(map(list, zip(*(item.args for item in self.items), strict=True)))
         self._kwargs = {name: [item.kwargs[name] for item in self.items] for name in first.kwargs}
         context = Context()
+        self._call.host = first.host
         context.run(current_call.set, self._call)
+        context.run(current_scope.set, self._scope)
         deadlines = [item.deadline for item in self.items]
         if None not in deadlines:
             context.run(current_deadline.set, max(deadlines))
@@ -207,6 +226,9 @@ class Batch:
         return await in_thread(function, args, kwargs, limiter=limiter, who=work.label, where=where)
 
     def _give(self, results: Any) -> None:
+        for item in self.items if self._scope.degraded else ():
+            if item.scope is not None:
+                item.scope.degrade(self._scope.degraded)
         for item, result in zip(self.items, self._one_each(results), strict=True):
             # Notes and a traceback are added to what is raised, so it is never shared.
             item.give(twin(result) if isinstance(result, BaseException) else result)

@@ -88,7 +88,8 @@ class DeploymentClient(Balancer):
             try:
                 return await self._exchange.fetch(Kept(peer.replica_id, number))
             except KeptLost:
-                raise self._lost(peer, Attempt(self.max_retries)) from None
+                reason = "the call that made its large result cannot"
+                raise self._lost(peer, Attempt(self.max_retries), reason) from None
             finally:
                 peer.release(number)
         return self._result(message)
@@ -199,6 +200,8 @@ class DeploymentClient(Balancer):
                         self._note_degraded(peer, number)
                     await emit(self._result(message))
                     peer.grant(number)
+                if peer.degraded:
+                    self._note_degraded(peer, number)
                 if message.kind == Kind.ERROR:
                     self._result(message)
             except Elsewhere:
@@ -214,6 +217,7 @@ class DeploymentClient(Balancer):
             finally:
                 if relays is not None:
                     relays.stop()
+                peer.degraded.pop(number, None)
                 try:
                     await peer.cancel(number)
                 finally:

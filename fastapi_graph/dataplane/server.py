@@ -369,7 +369,7 @@ class _Client:
                     raise DeadlineExceededError(f"{label}: the deadline passed before it started")
                 current_deadline.set(self._loop.time() + head.timeout_s)
             if flags & STREAM:
-                await self._stream(number, method, args, kwargs, label)
+                await self._stream(number, method, args, kwargs, label, scope)
                 self._say_degraded(number, scope)
                 self.link.send(Kind.RESULT, 0, number)
                 return
@@ -412,12 +412,19 @@ class _Client:
             self.link.send(kind, flags, number)
 
     async def _stream(
-        self, number: int, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], label: str
+        self,
+        number: int,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str,
+        scope: Scope,
     ) -> None:
         credit = self._streams[number] = _Credit()
         what = self._what(label, "an item")
 
         async def emit(item: Any) -> None:
+            self._say_degraded(number, scope)
             self._answer(Kind.ITEM, number, codec.encode(item, what))
             await credit.spend()
 
@@ -428,7 +435,8 @@ class _Client:
 
     def _say_degraded(self, number: int, scope: Scope) -> None:
         """Say, before the answer, which deployments below had a fallback answer for them."""
-        if scope.degraded:
+        if scope.degraded and scope.degraded != scope.said:
+            scope.said = scope.degraded
             self.link.send(Kind.DEGRADED, 0, number, "\n".join(scope.degraded).encode())
 
     def _what(self, label: str, part: str) -> str:

@@ -14,6 +14,8 @@ from typing import ClassVar
 from fastapi import Request, Response
 from starlette.types import Message, Receive
 
+from fastapi_graph.request import outside
+
 __all__ = ["RECEIVE", "Rereadable", "Watch", "client_left", "has_left"]
 
 logger = logging.getLogger("fastapi_graph")
@@ -48,7 +50,7 @@ class Rereadable:
 
     async def __call__(self) -> Message:
         if self._taken is None:
-            message = await self.beyond()
+            message: Message = await outside(self.beyond())
             self.ended = not message.get("more_body", False)
             return message
         message, self._taken = self._taken, None
@@ -56,7 +58,8 @@ class Rereadable:
 
     async def take(self) -> Message:
         """Receive the first message, to be given again."""
-        self._taken = message = await self.beyond()
+        message: Message = await outside(self.beyond())
+        self._taken = message
         self.ended = not message.get("more_body", False)
         return message
 

@@ -31,7 +31,7 @@ from fastapi_graph.application import Graph
 from fastapi_graph.context import current_deadline
 from fastapi_graph.errors import DeadlineExceededError, GraphError
 from fastapi_graph.http.disconnects import RECEIVE, Rereadable, Watch, client_left
-from fastapi_graph.http.incoming import Incoming, incoming_of
+from fastapi_graph.http.incoming import IncomingRequest, incoming_of
 from fastapi_graph.http.results import Result
 from fastapi_graph.http.statuses import http_error, unprocessable
 from fastapi_graph.streams import stream_of
@@ -129,7 +129,7 @@ class GraphEndpoint:
         if incoming_of(request.scope) is not None:
             yield
             return
-        incoming = Incoming(request.scope)
+        incoming = IncomingRequest(request.scope)
         yield
         response.headers.raw.extend(incoming.headers())
 
@@ -265,7 +265,7 @@ class GraphRoute(APIRoute):
         """Answer a request, read its headers, and keep an eye on its body."""
         scope[RECEIVE] = rereadable = Rereadable(receive)
         try:
-            await super().handle(scope, rereadable, Incoming(scope).saying(send))
+            await super().handle(scope, rereadable, IncomingRequest(scope).saying(send))
         finally:
             # The server's `receive` refers to the scope: a cycle for the garbage collector.
             del scope[RECEIVE]

@@ -22,9 +22,9 @@ from typing import Any
 from fastapi import HTTPException
 from starlette.types import Message, Send
 
-from fastapi_graph.request import Request, Scope, current_request, current_scope
+from fastapi_graph.request import Request, Scope, current_request, current_scope, outside
 
-__all__ = ["Incoming", "incoming_of"]
+__all__ = ["IncomingRequest", "incoming_of"]
 
 _REQUEST_ID = b"x-request-id"
 _TIMEOUT = b"x-request-timeout-seconds"
@@ -39,7 +39,7 @@ _IS_ID = re.compile(rb"[\x21-\x7e]{1,128}").fullmatch
 _INCOMING = "fastapi_graph.incoming"
 
 
-class Incoming:
+class IncomingRequest:
     """One HTTP request, as its headers describe it. The current context works on it from now on.
 
     Args:
@@ -100,11 +100,11 @@ class Incoming:
                 there = {name for name, _ in headers}
                 headers += [header for header in self.headers() if header[0] not in there]
                 message["headers"] = headers
-            await send(message)
+            await outside(send(message))
 
         return say
 
 
-def incoming_of(scope: MutableMapping[str, Any]) -> Incoming | None:
+def incoming_of(scope: MutableMapping[str, Any]) -> IncomingRequest | None:
     """Return the request that this scope is already known to be."""
     return scope.get(_INCOMING)

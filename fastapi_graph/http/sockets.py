@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from fastapi_graph.application import Graph
 from fastapi_graph.context import Emit, current_deadline
 from fastapi_graph.errors import GraphError, GraphStoppingError
-from fastapi_graph.http.incoming import Incoming
+from fastapi_graph.http.incoming import IncomingRequest
 from fastapi_graph.http.opened import END, Opened
 from fastapi_graph.http.results import Result
 from fastapi_graph.http.statuses import http_error
@@ -75,7 +75,7 @@ class SocketEndpoint:
         )
 
     async def __call__(self, websocket: WebSocket) -> None:
-        incoming = Incoming(websocket.scope)
+        incoming = IncomingRequest(websocket.scope)
         try:
             timeout_s = incoming.timeout_s(self._timeout_s)
         except HTTPException as error:
@@ -110,8 +110,11 @@ class SocketEndpoint:
         try:
             await asyncio.wait([receiving, sending], return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
-                if receiving.exception() is not None:
+                if isinstance(error := receiving.exception(), ValueError):
                     return _NOT_OF_THE_TYPE, "a message is not of the declared type"
+                if error is not None:
+                    logger.error("%s: receiving failed", self._label, exc_info=error)
+                    return _FAILED, ""
                 await asyncio.wait([sending], timeout=_GRACE_S)
                 return None, ""
             return sending.result()

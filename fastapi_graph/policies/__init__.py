@@ -71,7 +71,8 @@ class PolicyCaller:
 
         layer: Layer = Base(base)
         # A stream among the arguments can be read once, so it is neither sent nor kept twice.
-        self._once = around(layer)
+        not_again = options.model_copy(update={"retry_on": ()})
+        self._once = around(Retry(layer, not_again, label, counts))
         if options.hedge_after_s is not None and options.max_retries and base.hedges:
             layer = Hedge(layer, options.hedge_after_s, label, counts, pending)
         layer = Retry(layer, options, label, counts)

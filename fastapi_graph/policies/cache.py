@@ -14,18 +14,20 @@ from typing import Any, NamedTuple
 
 from fastapi_graph.context import current_call, current_deadline, eager_task
 from fastapi_graph.dataplane import codec
+from fastapi_graph.errors import SerializationError
 from fastapi_graph.graph.options import Cache
 from fastapi_graph.policies.layer import Layer
-from fastapi_graph.request import Scope, current_scope
+from fastapi_graph.raised import twin
+from fastapi_graph.request import Scope, current_request, current_scope
 
-__all__ = ["Cached", "Kept", "ResultCache", "content_of"]
+__all__ = ["Cached", "CachedResult", "ResultCache", "content_of"]
 
 Function = Callable[[str, tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
 
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
 
 
-class Kept(NamedTuple):
+class CachedResult(NamedTuple):
     """A result, and until when it is kept by the clock of the event loop."""
 
     value: Any
@@ -35,11 +37,13 @@ class Kept(NamedTuple):
 class _Flight:
     """A call under way, and how many wait for it."""
 
-    __slots__ = ("scope", "task", "waiting")
+    __slots__ = ("failed", "key", "scope", "task", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
         self.scope = Scope()
         self.waiting = 0
+        self.failed = False  # and somebody has been told
         self.task: asyncio.Task[Any]
 
 
@@ -65,18 +69,21 @@ class ResultCache:
         self._argument = f"{label}: an argument"
         self._counts = counts
         self._pending = pending
-        self._kept: OrderedDict[Hashable, Kept] = OrderedDict()
+        self._kept: OrderedDict[Hashable, CachedResult] = OrderedDict()
         self._flights: dict[Hashable, _Flight] = {}
 
     def clear(self) -> None:
-        """Forget every result."""
+        """Forget every result, those to come included."""
         self._kept.clear()
+        self._flights.clear()
 
-    def find(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Kept | None:
+    def find(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> CachedResult | None:
         """Return the result that is kept for a call, if there is one."""
         return self._find(self._key(method, args, kwargs))
 
-    def _find(self, key: Hashable) -> Kept | None:
+    def _find(self, key: Hashable) -> CachedResult | None:
         kept = self._kept.get(key)
         if kept is None or asyncio.get_running_loop().time() >= kept.until:
             return None
@@ -101,10 +108,19 @@ class ResultCache:
         return await self._wait_for(flight)
 
     def _key(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
+        request = current_request.get()
+        model_id = "" if request is None else request.multiplexed_model_id
         if self._settings.key is not None:
-            return method, self._settings.key(*args, **kwargs)
+            key = self._settings.key(*args, **kwargs)
+            try:
+                hash(key)
+            except TypeError as error:
+                raise SerializationError(f"{self._label}: its cache key: {error}") from None
+            return method, model_id, key
         said = content_of(args, self._argument)
-        return (method, said, content_of(kwargs, self._argument)) if kwargs else (method, said)
+        if kwargs:
+            return method, model_id, said, content_of(kwargs, self._argument)
+        return method, model_id, said
 
     def _begin(
         self,
@@ -114,17 +130,17 @@ class ResultCache:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> _Flight:
-        flight = _Flight()
+        flight = _Flight(key)
         self._flights[key] = flight
 
         async def fly() -> Any:
             try:
                 value = await function(method, args, kwargs)
             finally:
-                if self._flights.get(key) is flight:
-                    del self._flights[key]
-            if not flight.scope.degraded:
-                self._keep(key, value)
+                is_wanted = self._land(flight)
+            if flight.scope.degraded or not is_wanted:
+                return value
+            self._keep(key, value)
             return value
 
         context = copy_context()
@@ -137,9 +153,16 @@ class ResultCache:
         flight.task.add_done_callback(self._pending.discard)
         return flight
 
+    def _land(self, flight: _Flight) -> bool:
+        """Let nobody join a call any more; say whether anybody could until now."""
+        if self._flights.get(flight.key) is not flight:
+            return False
+        del self._flights[flight.key]
+        return True
+
     def _keep(self, key: Hashable, value: Any) -> None:
         until = asyncio.get_running_loop().time() + self._settings.ttl_s
-        self._kept[key] = Kept(value, until)
+        self._kept[key] = CachedResult(value, until)
         self._kept.move_to_end(key)
         while len(self._kept) > self._settings.max_size:
             self._kept.popitem(last=False)
@@ -148,10 +171,17 @@ class ResultCache:
         flight.waiting += 1
         try:
             value = await asyncio.shield(flight.task)
+        except Exception as error:
+            # Notes and a traceback are added to what is raised, so it is never shared.
+            shared, flight.failed = flight.failed, True
+            if not shared:
+                raise
+            raise twin(error) from error.__cause__
         finally:
             flight.waiting -= 1
             if not flight.waiting and not flight.task.done():
-                flight.task.cancel()  # the last who wanted it has gone
+                self._land(flight)  # whoever comes now begins anew
+                flight.task.cancel()
         if flight.scope.degraded and (scope := current_scope.get()) is not None:
             scope.degrade(flight.scope.degraded)
         return value

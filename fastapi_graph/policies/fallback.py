@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi_graph.context import Emit
+from fastapi_graph.errors import GraphDefinitionError
 from fastapi_graph.executor import Caller
+from fastapi_graph.graph.containers import fresh
 from fastapi_graph.graph.options import DeploymentOptions
 from fastapi_graph.graph.plan import HandleRef
 from fastapi_graph.graph.signatures import is_stream
@@ -17,6 +19,7 @@ from fastapi_graph.handle import DeploymentHandle
 from fastapi_graph.policies.layer import Base, Layer
 from fastapi_graph.replica import Replica
 from fastapi_graph.request import current_scope, seconds_left
+from fastapi_graph.streams import streams_in
 
 __all__ = ["Fallback", "substitute"]
 
@@ -36,7 +39,7 @@ class Fallback(Layer):
         try:
             return await self.inner.call(method, args, kwargs)
         except Exception as error:
-            self._degrade(error)
+            self._degrade(error, args, kwargs)
             return await self._instead.call(method, args, kwargs)
 
     async def stream(
@@ -54,13 +57,18 @@ class Fallback(Layer):
         except Exception as error:
             if begun:
                 raise  # what has been sent cannot be taken back
-            self._degrade(error)
+            self._degrade(error, args, kwargs)
             await self._instead.stream(method, args, kwargs, emit)
 
-    def _degrade(self, error: Exception) -> None:
-        """Note that the fallback answers; past the request's deadline it does not."""
+    def _degrade(self, error: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note that the fallback answers.
+
+        Past the request's deadline it does not, nor where it would get the rest of a stream.
+        """
         left = seconds_left()
         if left is not None and left <= 0:
+            raise error
+        if any(stream.begun for stream in streams_in((args, kwargs))):
             raise error
         self._counts["fallbacks"] += 1
         logger.warning("%s: its fallback answers, after %r", self._label, error)
@@ -97,6 +105,11 @@ class _Function(Layer):
         self._streams = is_stream(function)
 
     async def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._streams:
+            raise GraphDefinitionError(
+                f"the {self._host.name} is a generator, and {method!r} is none: it has to return "
+                f"(bound at {self._host.where})"
+            )
         return await self._host.call("__call__", args, kwargs)
 
     async def stream(
@@ -131,6 +144,6 @@ class _Handle(Layer):
 
 def _constant(value: Any) -> Callable[..., Any]:
     async def answer(*args: Any, **kwargs: Any) -> Any:
-        return value
+        return fresh(value)
 
     return answer

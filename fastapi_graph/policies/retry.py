@@ -76,7 +76,8 @@ class Retry(Layer):
         """Wait for the next attempt, and say whether there is one."""
         if not attempt.again():
             return False
-        pause = min(self._backoff_s * 2 ** (attempt.spent - 1), LONGEST_PAUSE_S)
+        doubled = 2.0 ** min(attempt.spent - 1, 60)
+        pause = min(self._backoff_s * doubled, LONGEST_PAUSE_S)
         pause *= random.random()
         left = seconds_left()
         if left is not None and left <= pause:
@@ -105,9 +106,10 @@ class Timeout(Layer):
 
     async def _within(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         deadline = asyncio.get_running_loop().time() + self._timeout_s
+        limit = f"timeout_s={self._timeout_s:g}"
         outer = current_deadline.get()
-        if outer is not None and outer <= deadline:
-            return await coroutine  # whoever set it sees to it
+        if outer is not None and outer <= deadline:  # and whoever set it may be gone
+            deadline, limit = outer, "the deadline of its caller"
         token = current_deadline.set(deadline)
         try:
             async with asyncio.timeout_at(deadline) as scope:
@@ -115,8 +117,6 @@ class Timeout(Layer):
         except TimeoutError as error:
             if not scope.expired():
                 raise
-            raise DeadlineExceededError(
-                f"{self._label}: no result within timeout_s={self._timeout_s:g}"
-            ) from error
+            raise DeadlineExceededError(f"{self._label}: no result within {limit}") from error
         finally:
             current_deadline.reset(token)

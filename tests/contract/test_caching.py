@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from fastapi_graph import Cache, DeadlineExceededError, InputNode, OptionError, deployment
+from fastapi_graph import (
+    Cache,
+    DeadlineExceededError,
+    GraphSettings,
+    InputNode,
+    OptionError,
+    SerializationError,
+    deployment,
+)
 from fastapi_graph.policies.cache import content_of
 from tests.contract.conftest import Serve
 from tests.contract.probes import Gate, Journal
@@ -120,6 +128,23 @@ async def test_a_call_that_nobody_wants_is_cancelled(journal: Journal, serve: Se
         await journal.wait_for("cancelled a")
 
 
+async def test_who_comes_while_a_call_is_cancelled_begins_anew(
+    journal: Journal, serve: Serve
+) -> None:
+    gate = Gate.bind()
+    async with serve(bound(journal, gate)) as graph:
+        first = graph.handle.waits.remote("a")
+        await journal.wait_for("start a")
+        first.cancel()
+        await asyncio.sleep(0)  # the cancellation is under way
+        second = graph.handle.waits.remote("a")
+        await journal.wait_for("start a", 2)
+        await graph.handle_of(gate).open.remote()
+        assert await second == "a"
+        await asyncio.wait([first])
+        assert first.cancelled()
+
+
 async def test_errors_are_not_kept(journal: Journal, serve: Serve) -> None:
     async with serve(bound(journal)) as graph:
         for _ in range(2):
@@ -160,6 +185,73 @@ async def test_a_key_of_ones_own(journal: Journal, serve: Serve) -> None:
         assert await graph.handle.remote({"id": 1}, "b") == first
         assert await graph.handle.remote({"id": 2}, "b") != first
         assert journal.count("call") == 2
+
+
+async def test_models_are_told_apart(journal: Journal, serve: Serve) -> None:
+    async with serve(bound(journal, key=lambda *_: 1)) as graph:
+        for model_id in ("a", "b", "a"):
+            await graph.handle.options(multiplexed_model_id=model_id).remote(1)
+        assert journal.count("call") == 2
+
+
+async def test_a_handle_to_a_graph_has_no_part_in_the_cache_of_its_last_node(serve: Serve) -> None:
+    @deployment(cache=Cache(ttl_s=60))
+    async def last(value: int) -> int:
+        return value * 2
+
+    @deployment
+    async def first(value: int) -> int:
+        return value + 100
+
+    with InputNode(int) as x:
+        dag = last.bind(first.bind(x))
+    async with serve(dag) as graph:
+        assert await graph.handle.options(timeout_s=30).remote(1) == 202
+        assert await graph.handle_of("last").remote(1) == 2
+
+
+async def test_an_override_is_not_kept(in_process: GraphSettings, serve: Serve) -> None:
+    @deployment(cache=Cache(ttl_s=60))
+    async def real(value: int) -> str:
+        return "real"
+
+    node = real.bind()
+    async with serve(node) as graph:
+        assert await graph.handle.remote(1) == "real"
+        with graph.override(node, lambda value: "fake"):
+            assert await graph.handle.remote(1) == "fake"
+        assert await graph.handle.remote(1) == "real"
+
+
+async def test_who_shares_a_failure_gets_an_exception_of_its_own(
+    journal: Journal, serve: Serve
+) -> None:
+    gate = Gate.bind()
+
+    @deployment(cache=Cache(ttl_s=60))
+    class Fails:
+        def __init__(self, gate: Any, journal: Journal) -> None:
+            self.gate = gate
+            self.journal = journal
+
+        async def __call__(self, name: str) -> None:
+            self.journal.add("start")
+            await self.gate.wait.remote()
+            raise ConnectionError(name)
+
+    async with serve(Fails.bind(gate, journal)) as graph:
+        responses = [graph.handle.remote("a") for _ in range(3)]
+        await journal.wait_for("start")
+        await graph.handle_of(gate).open.remote()
+        errors = await asyncio.gather(*responses, return_exceptions=True)
+    assert len({id(error) for error in errors}) == 3
+    assert {type(error) for error in errors} == {ConnectionError}
+
+
+async def test_a_key_that_cannot_be(journal: Journal, serve: Serve) -> None:
+    async with serve(bound(journal, key=lambda value: [value])) as graph:
+        with pytest.raises(SerializationError, match="Model: its cache key: unhashable"):
+            await graph.handle.remote(1)
 
 
 async def test_streams_are_not_kept(journal: Journal, serve: Serve) -> None:

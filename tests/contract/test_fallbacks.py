@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,8 +12,12 @@ from fastapi_graph import (
     DeadlineExceededError,
     DeploymentHandle,
     GraphDefinitionError,
+    GraphSettings,
     InputNode,
+    OptionError,
+    batch,
     deployment,
+    get_request_context,
 )
 from tests.contract.conftest import Serve
 from tests.contract.probes import Gate, Journal, Waits, budget
@@ -141,6 +146,76 @@ async def test_fallback_of_a_stream(fallback: Any, expected: list[str], serve: S
         items = graph.handle.remote("ab")
         assert [item async for item in items] == expected
         assert items.degraded == ("breaks",)
+
+
+async def test_a_fallback_does_not_get_the_rest_of_a_stream(serve: Serve) -> None:
+    @deployment
+    async def numbers(count: int) -> AsyncIterator[int]:
+        for number in range(count):
+            yield number
+
+    @deployment(fallback=0)
+    async def total(items: AsyncIterator[int], fail: str) -> int:
+        if fail == "early":
+            raise ConnectionError
+        async for _ in items:
+            raise ConnectionError
+        return 1
+
+    with InputNode() as x:
+        dag = total.bind(numbers.bind(x[0]), x[1])
+    async with serve(dag) as graph:
+        assert await graph.handle.remote(3, "early") == 0
+        with pytest.raises(ConnectionError):
+            await graph.handle.remote(3, "late")
+
+
+async def test_a_stream_says_that_a_fallback_below_has_answered(serve: Serve) -> None:
+    @deployment
+    class Streams:
+        def __init__(self, below: DeploymentHandle) -> None:
+            self.below = below
+
+        async def __call__(self) -> AsyncIterator[str]:
+            yield "first"
+            yield await self.below.remote("abc")
+
+    node = Streams.bind(deployment(fails).options(fallback="nothing").bind())
+    async with serve(node) as graph:
+        items = graph.handle.remote()
+        assert [item async for item in items] == ["first", "nothing"]
+        assert items.degraded == ("fails",)
+
+
+async def test_a_batch_says_that_a_fallback_below_has_answered(serve: Serve) -> None:
+    @deployment
+    class Batches:
+        def __init__(self, below: DeploymentHandle) -> None:
+            self.below = below
+
+        @batch(max_batch_size=2)
+        async def __call__(self, names: list[str]) -> list[Any]:
+            await self.below.remote(names[0])
+            return [get_request_context().deployment for _ in names]
+
+    node = Batches.bind(deployment(fails).options(fallback="nothing").bind())
+    async with serve(node) as graph:
+        responses = [graph.handle.remote("a"), graph.handle.remote("b")]
+        assert await asyncio.gather(*responses) == ["Batches"] * 2
+        assert [response.degraded for response in responses] == [("fails",)] * 2
+
+
+async def test_a_node_is_no_fallback_of_a_handle(serve: Serve) -> None:
+    async with serve(deployment(short).bind()) as graph:
+        with pytest.raises(OptionError, match=r"is a node; pass a handle to it, graph.handle_of"):
+            graph.handle.options(fallback=deployment(fails).bind())
+
+
+async def test_a_constant_is_not_shared(in_process: GraphSettings, serve: Serve) -> None:
+    async with serve(deployment(fails).bind()) as graph:
+        handle = graph.handle.options(fallback=[])
+        (await handle.remote("a")).append("mine")
+        assert await handle.remote("a") == []
 
 
 def test_fallbacks_that_cannot_be() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -125,6 +125,44 @@ async def test_a_stream_that_was_read_is_not_read_again(journal: Journal, serve:
         for _ in range(2):
             assert await graph.handle.remote(3, False) == 2
         assert journal.count("number 2") == 2
+
+
+async def test_an_iterator_is_not_read_again(
+    journal: Journal, in_process: GraphSettings, serve: Serve
+) -> None:
+    if in_process.serialize:
+        pytest.skip("it cannot be pickled")
+
+    @deployment(retry_on=ConnectionError, retry_backoff_s=0, cache=Cache(ttl_s=60))
+    async def total(numbers: Iterator[int]) -> int:
+        journal.add("call")
+        if next(numbers) == 1:
+            raise ConnectionError
+        return sum(numbers)
+
+    async with serve(total.bind()) as graph:
+        with pytest.raises(ConnectionError):
+            await graph.handle.remote(iter([1, 2, 3]))
+        assert await graph.handle.remote(number for number in (0, 2, 3)) == 5
+        assert journal.count("call") == 2
+
+
+async def test_many_retries_do_not_overflow(serve: Serve) -> None:
+    @deployment(retry_on=ConnectionError, retry_backoff_s=0, max_retries=1100)
+    async def never() -> None:
+        raise ConnectionError
+
+    async with serve(never.bind()) as graph:
+        with pytest.raises(ConnectionError):
+            await graph.handle.remote()
+
+
+async def test_handles_with_equal_options_are_equal(serve: Serve) -> None:
+    async with serve(short.bind()) as graph:
+        one, other = (graph.handle.options(timeout_s=float("1.5")) for _ in range(2))
+        assert one == other
+        assert hash(one) == hash(other)
+        assert one != graph.handle.options(timeout_s=2)
 
 
 async def test_a_pause_past_the_deadline_is_not_made(

@@ -271,3 +271,31 @@ async def test_a_graph_that_stops_does_not_wait_for_ever(journal: Journal, serve
         assert await graph.handle.predict.remote(1) == 1
         await journal.wait_for("begin 1")
     assert "end 1" not in journal.read()
+
+
+async def test_a_fallback_of_the_copy_is_no_news_of_the_answer(
+    journal: Journal, serve: Serve
+) -> None:
+    @deployment(fallback="instead")
+    class Broken:
+        def __init__(self, journal: Journal) -> None:
+            self.journal = journal
+
+        async def predict(self, value: Any) -> Any:
+            self.journal.add("copy")
+            raise ConnectionError
+
+    @deployment
+    class Slow:
+        def __init__(self, journal: Journal) -> None:
+            self.journal = journal
+
+        async def predict(self, value: Any) -> Any:
+            await self.journal.wait_for("copy")
+            await asyncio.sleep(0.05)
+            return value
+
+    async with serve(shadow(Slow.bind(journal), Broken.bind(journal))) as graph:
+        response = graph.handle.predict.remote(1)
+        assert await response == 1
+        assert response.degraded == ()

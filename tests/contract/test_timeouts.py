@@ -119,3 +119,20 @@ async def test_capacity_errors_pass_through_nodes(journal: Journal, serve: Serve
             await graph.handle.remote("b")
         await graph.handle_of(gate).open.remote()
         await first
+
+
+async def test_a_call_that_its_caller_has_left_keeps_its_timeout(
+    journal: Journal, serve: Serve
+) -> None:
+    @deployment
+    class Leaves:
+        def __init__(self, below: DeploymentHandle) -> None:
+            self.below = below.options(timeout_s=0.5)
+
+        async def __call__(self) -> None:
+            self.response = self.below.remote("a")
+
+    waits = Waits.bind(Gate.bind(), journal, budget.bind())
+    async with serve(Leaves.bind(waits)) as graph:
+        await graph.handle.options(timeout_s=0.3).remote()
+        await journal.wait_for("cancelled a")

@@ -19,6 +19,7 @@ from fastapi_graph import (
     get_request_context,
     graph_router,
 )
+from fastapi_graph.request import current_request, current_scope
 from tests.router.golden import client_of
 
 
@@ -184,3 +185,32 @@ def test_a_handle_in_an_endpoint_belongs_to_its_request() -> None:
 
     with client_of(app) as client:
         assert len(client.get("/e").json()) == 32
+
+
+@pytest.mark.anyio
+async def test_a_server_finds_nothing_of_the_request_in_the_context() -> None:
+    seen = []
+
+    async def receive() -> Any:
+        seen.append((current_request.get(), current_scope.get()))
+        return {"type": "http.request", "body": b"1"}
+
+    async def send(message: Any) -> None:
+        seen.append((current_request.get(), current_scope.get()))
+
+    app = app_of(request_timeout_s=5)
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/a",
+        "raw_path": b"/a",
+        "query_string": b"",
+        "root_path": "",
+        "scheme": "http",
+        "http_version": "1.1",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    async with app.router.lifespan_context(app):
+        await app(scope, receive, send)
+        await asyncio.sleep(0)
+    assert seen == [(None, None)] * 3
