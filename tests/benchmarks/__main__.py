@@ -26,6 +26,7 @@ ROWS: dict[str, Callable[[Effort], Iterator[Row]]] = {
     "fan": in_process.fanned,
     "latency": over_http.latency,
     "cache": policies.cached,
+    "overload": policies.overloaded,
     "batch": batches.overhead,
     "adaptive": batches.adaptive,
     "import": in_process.imported,
