@@ -56,6 +56,7 @@ class Peer:
     fails: float = 0.0
 
 
+_OPTIMIZED = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
 OURS = "ours-ray"
 OURS_STREAM, SERVE_STREAM = "ours-stream", "serve-stream"
 PEERS: dict[str, Peer] = {
@@ -77,11 +78,17 @@ PEERS: dict[str, Peer] = {
     "serve-wide": Peer(
         "Ray Serve, `max_ongoing_requests=100` as ours", _serve("wide_application"), "serve"
     ),
+    "serve-optimized": Peer(
+        "Ray Serve, throughput-optimized, HAProxy, else defaults (`max_ongoing_requests=5`)",
+        _serve("application"),
+        "serve",
+        environ=_OPTIMIZED,
+    ),
     "serve-fast": Peer(
         "Ray Serve, throughput-optimized, HAProxy, `max_ongoing_requests=100`, no access log",
         _serve("tuned_application"),
         "serve",
-        environ={"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1"},
+        environ=_OPTIMIZED,
     ),
     OURS_STREAM: Peer(
         "the graph on Ray",

@@ -21,6 +21,7 @@ TARGETS: dict[str, tuple[Target, Target]] = {
     "raw-actors": (at_least(8), at_most(1 / 4, "a quarter")),
     "serve": (at_least(40), at_most(1 / 10, "a tenth")),
     "serve-wide": (at_least(40), at_most(1 / 10, "a tenth")),
+    "serve-optimized": (at_least(25), at_most(1 / 8, "an eighth")),
     "serve-fast": (at_least(25), at_most(1 / 8, "an eighth")),
     "bentoml": (at_least(10), at_most(1 / 5, "a fifth")),
 }
