@@ -95,6 +95,7 @@ def user_code() -> Iterator[Call]:
         yield call
     finally:
         current_call.reset(token)
+        call.end()
 
 
 if sys.version_info >= (3, 12):

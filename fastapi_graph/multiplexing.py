@@ -22,8 +22,9 @@ from anyio import CapacityLimiter
 from fastapi_graph.context import current_call, current_deadline, eager_task
 from fastapi_graph.errors import GraphDefinitionError, InputError, OptionError
 from fastapi_graph.graph.nodes import caller_location, location
+from fastapi_graph.raised import twin
 from fastapi_graph.request import current_request
-from fastapi_graph.threads import in_thread
+from fastapi_graph.threads import forget_finalizer, in_thread
 
 __all__ = ["ModelCache", "Multiplexed", "get_multiplexed_model_id", "models_of", "multiplexed"]
 
@@ -123,6 +124,7 @@ class Multiplexed:
 
 
 _KEY = "@multiplexed"
+HEADER = "serve_multiplexed_model_id"
 
 
 def _restored(function: Callable[..., Any], limit: int, is_method: bool) -> Multiplexed:
@@ -204,8 +206,8 @@ class ModelCache:
 
     @property
     def model_ids(self) -> list[str]:
-        """The models that are kept, the one used last at the end."""
-        return list(self._models)
+        """The models that are kept, the one used last at the end, and those that are loaded."""
+        return [*self._models, *self._loading]
 
     async def __call__(self, model_id: str = "") -> Any:
         """Return a model, loaded if need be.
@@ -220,11 +222,18 @@ class ModelCache:
         model_id = model_id or get_multiplexed_model_id()
         if not model_id:
             raise InputError(
-                f"{self._label}: the request asks for no model; send the header "
-                "serve_multiplexed_model_id, or call handle.options(multiplexed_model_id=...)"
+                f"{self._label}: the request asks for no model; send the header {HEADER}, or call "
+                "handle.options(multiplexed_model_id=...)",
+                path=("header", HEADER),
+                reason="it says which model is asked for",
             )
         while (model := self._models.get(model_id)) is None:
-            model = await asyncio.shield(self._loading.get(model_id) or self._begin(model_id))
+            loading = self._loading.get(model_id) or self._begin(model_id)
+            try:
+                model = await asyncio.shield(loading)
+            except Exception as error:
+                # Notes and a traceback are added to what is raised, so it is never shared.
+                raise twin(error) from error.__cause__
             if not model.gone:  # else others have taken its place before this went on
                 break
         else:
@@ -244,12 +253,14 @@ class ModelCache:
         task = eager_task(asyncio.Task, self._loaded(model_id), loop, name, context)
         if not task.done():
             self._loading[model_id] = task
+            self._tell()  # so that others who want it come here, too
         task.add_done_callback(lambda task: self._ended(model_id, task))
         return task
 
     def _ended(self, model_id: str, task: asyncio.Task[_Model]) -> None:
         if self._loading.get(model_id) is task:
             del self._loading[model_id]
+            self._tell()
         if not task.cancelled():
             task.exception()  # whoever waits for it is told
 
@@ -266,7 +277,6 @@ class ModelCache:
             model = self._models[model_id] = _Model(model_id, value)
         finally:
             self._coming -= 1
-        self._tell()
         return model
 
     async def _make_room(self) -> None:
@@ -290,6 +300,8 @@ class ModelCache:
             for name in ("aclose", "close", "__del__"):
                 if callable(end := getattr(value, name, None)):
                     await self._end(end)
+                    if name == "__del__":
+                        forget_finalizer(value)
                     break
         except Exception:
             logger.exception("%s: unloading %s failed", self._label, model.model_id)
@@ -318,6 +330,7 @@ class ModelCache:
         if self._loading:
             await asyncio.wait([*self._loading.values()])
         for model in self._unloading.values():  # whoever used one has been cancelled
+            model.uses = 0
             if model.idle is not None:
                 model.idle.set()
         models = [*self._models.values()]

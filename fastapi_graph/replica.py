@@ -32,7 +32,7 @@ from fastapi_graph.graph.options import DeploymentOptions
 from fastapi_graph.graph.signatures import Kind, kind_of
 from fastapi_graph.multiplexing import ModelCache, models_of
 from fastapi_graph.request import current_attempt
-from fastapi_graph.threads import in_thread, pump
+from fastapi_graph.threads import forget_finalizer, in_thread, pump
 
 __all__ = ["Replica"]
 
@@ -191,7 +191,7 @@ class Replica:
                     await self._run(close)
                 elif callable(finalizer := getattr(hosted, "__del__", None)):
                     await self._run(finalizer)
-                    _forget_finalizer(hosted)
+                    forget_finalizer(hosted)
         except Exception:
             logger.exception("%s: close failed (bound at %s)", self.name, self.where)
         models, self.models = self.models, None
@@ -410,10 +410,3 @@ class Replica:
             return await function(*args)
         result = await self._in_thread(function, args, {})
         return await result if inspect.isawaitable(result) else result
-
-
-def _forget_finalizer(hosted: Any) -> None:
-    """Keep the interpreter from running `__del__` once more, and a coroutine one in vain."""
-    cls = type(hosted)
-    with contextlib.suppress(TypeError):  # a class that fixes its layout
-        hosted.__class__ = type(cls.__name__, (cls,), {"__slots__": (), "__del__": lambda _: None})

@@ -12,7 +12,7 @@ from anyio import CapacityLimiter, from_thread, to_thread
 from fastapi_graph.context import Emit
 from fastapi_graph.errors import NodeError
 
-__all__ = ["in_thread", "pump"]
+__all__ = ["forget_finalizer", "in_thread", "pump"]
 
 
 async def in_thread(
@@ -66,3 +66,10 @@ def pump(
                 from_thread.run(emit, item)
             except (anyio.ClosedResourceError, anyio.BrokenResourceError):
                 return  # nobody reads any more
+
+
+def forget_finalizer(hosted: Any) -> None:
+    """Keep the interpreter from running `__del__` once more, and a coroutine one in vain."""
+    cls = type(hosted)
+    with contextlib.suppress(TypeError):  # a class that fixes its layout
+        hosted.__class__ = type(cls.__name__, (cls,), {"__slots__": (), "__del__": lambda _: None})

@@ -260,6 +260,7 @@ class Batch:
         # An exception that it has raised has a traceback, which has this.
         self.items = []
         self._args, self._kwargs = (), {}
+        self._call.end()
         self._queue.ended(self)
 
 

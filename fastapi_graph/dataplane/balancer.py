@@ -186,7 +186,7 @@ class Balancer:
         free = [peer for peer in self._usable if peer.ongoing < self._limit]
         if not model_id or self._queue or not free:
             return None
-        holders = [peer for peer in free if model_id in (peer.models or ())]
+        holders = [peer for peer in free if peer.responsive and model_id in (peer.models or ())]
         if holders:
             peer = min(holders, key=_load)
         else:

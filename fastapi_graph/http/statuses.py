@@ -38,6 +38,9 @@ def http_error(error: GraphError, value: Any, over_capacity: int = 503) -> Excep
         return HTTPException(503, "Shutting down", {"Retry-After": "1"})
     if isinstance(error, DeadlineExceededError):
         return HTTPException(504, "The request took too long")
+    if isinstance(error, InputError) and error.path[:1] == ("header",):
+        item = {"type": "missing", "loc": error.path, "msg": error.reason, "input": None}
+        return RequestValidationError([item])
     # Of what the client has sent, not of what a node has passed on.
     if isinstance(error, InputError) and (error.input is value or isinstance(value, Request)):
         said = _said_in_json(value)

@@ -18,6 +18,7 @@ from fastapi_graph import (
     InputError,
     InputNode,
     OptionError,
+    batch,
     deployment,
     get_multiplexed_model_id,
     get_request_context,
@@ -171,6 +172,8 @@ def test_over_http(journal: Journal, backend: GraphSettings) -> None:
         for model_id in ("a", "b"):
             answer = client.post("/m", json=1, headers={"serve_multiplexed_model_id": model_id})
             assert answer.json() == model_id
+        (problem,) = client.post("/m", json=1).json()["detail"]
+        assert problem["loc"] == ["header", "serve_multiplexed_model_id"]
 
 
 async def test_calls_go_where_their_model_is(
@@ -231,3 +234,22 @@ async def test_it_is_logged(
         await graph.handle.named.remote("a")
     assert "Host.get_model: loaded a in 0." in caplog.text
     assert "Host.get_model: unloaded a" in caplog.text
+
+
+async def test_a_model_used_in_a_batch_or_a_constructor_is_given_back(
+    journal: Journal, serve: Serve
+) -> None:
+    class Batches(Host):
+        async def __init__(self, journal: Journal) -> None:
+            Host.__init__(self, journal)
+            await self.get_model("first")
+
+        @batch(max_batch_size=1)
+        async def predict(self, model_ids: list[str]) -> list[str]:
+            return [(await self.get_model(model_ids[0])).model_id]
+
+    async with serve(deployment(Batches).bind(journal)) as graph:
+        for model_id in ("a", "b", "c"):
+            await graph.handle.predict.remote(model_id)
+        await journal.wait_for("unload first")
+        await journal.wait_for("unload a")
