@@ -277,6 +277,8 @@ class ModelCache:
             model = self._models[model_id] = _Model(model_id, value)
         finally:
             self._coming -= 1
+        self._loading.pop(model_id, None)
+        self._tell()
         return model
 
     async def _make_room(self) -> None:
