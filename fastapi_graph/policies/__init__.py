@@ -80,10 +80,13 @@ class PolicyCaller:
             layer = Cached(layer, cache)
         self._again = around(layer)
 
+    def _layer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Layer:
+        return self._once if holds_stream(args) or holds_stream(kwargs) else self._again
+
     def call(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Coroutine[Any, Any, Any]:
-        layer = self._once if holds_stream(args) or holds_stream(kwargs) else self._again
+        layer = self._layer(args, kwargs)
         if layer is self._again and self._cache is not None:
             return self._call_unless_kept(self._cache, method, args, kwargs)
         return layer.call(method, args, kwargs)
@@ -98,8 +101,7 @@ class PolicyCaller:
     def stream(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], emit: Emit
     ) -> Coroutine[Any, Any, None]:
-        layer = self._once if holds_stream(args) or holds_stream(kwargs) else self._again
-        return layer.stream(method, args, kwargs, emit)
+        return self._layer(args, kwargs).stream(method, args, kwargs, emit)
 
     def keep(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]

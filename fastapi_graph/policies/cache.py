@@ -138,9 +138,8 @@ class ResultCache:
                 value = await function(method, args, kwargs)
             finally:
                 is_wanted = self._land(flight)
-            if flight.scope.degraded or not is_wanted:
-                return value
-            self._keep(key, value)
+            if is_wanted and not flight.scope.degraded:
+                self._keep(key, value)
             return value
 
         context = copy_context()

@@ -16,7 +16,7 @@ from fastapi_graph.graph.options import DeploymentOptions
 from fastapi_graph.graph.plan import HandleRef
 from fastapi_graph.graph.signatures import is_stream
 from fastapi_graph.handle import DeploymentHandle
-from fastapi_graph.policies.layer import Base, Layer
+from fastapi_graph.policies.layer import Base, Emitting, Layer
 from fastapi_graph.replica import Replica
 from fastapi_graph.request import current_scope, seconds_left
 from fastapi_graph.streams import streams_in
@@ -45,18 +45,12 @@ class Fallback(Layer):
     async def stream(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], emit: Emit
     ) -> None:
-        begun = False
-
-        async def emit_first(item: Any) -> None:
-            nonlocal begun
-            begun = True
-            await emit(item)
-
+        emitting = Emitting(emit)
         try:
-            await self.inner.stream(method, args, kwargs, emit_first)
+            await self.inner.stream(method, args, kwargs, emitting)
         except Exception as error:
-            if begun:
-                raise  # what has been sent cannot be taken back
+            if emitting.begun:
+                raise
             self._degrade(error, args, kwargs)
             await self._instead.stream(method, args, kwargs, emit)
 

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi_graph.context import Emit
 from fastapi_graph.executor import Caller
 
-__all__ = ["Base", "Layer"]
+__all__ = ["Base", "Emitting", "Layer"]
 
 
 class Layer:
@@ -38,3 +38,15 @@ class Base(Layer):
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], emit: Emit
     ) -> None:
         await self._caller.stream(method, args, kwargs, emit)
+
+
+class Emitting:
+    """An `emit` that knows whether a stream has begun: what has been sent cannot be taken back."""
+
+    def __init__(self, emit: Emit) -> None:
+        self.begun = False
+        self._emit = emit
+
+    async def __call__(self, item: Any) -> None:
+        self.begun = True
+        await self._emit(item)

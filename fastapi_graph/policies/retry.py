@@ -12,7 +12,7 @@ from typing import Any
 from fastapi_graph.context import Emit, current_deadline
 from fastapi_graph.errors import DeadlineExceededError
 from fastapi_graph.graph.options import DeploymentOptions
-from fastapi_graph.policies.layer import Layer
+from fastapi_graph.policies.layer import Emitting, Layer
 from fastapi_graph.request import Attempt, current_attempt, seconds_left
 
 __all__ = ["Retry", "Timeout"]
@@ -55,19 +55,14 @@ class Retry(Layer):
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], emit: Emit
     ) -> None:
         attempt = Attempt(self._limit)
-        begun = False
-
-        async def emit_first(item: Any) -> None:
-            nonlocal begun
-            begun = True
-            await emit(item)
+        emitting = Emitting(emit)
 
         while True:
             current_attempt.set(attempt)
             try:
-                return await self.inner.stream(method, args, kwargs, emit_first)
+                return await self.inner.stream(method, args, kwargs, emitting)
             except self._retry_on as error:
-                if begun or not await self._again(attempt, error):
+                if emitting.begun or not await self._again(attempt, error):
                     raise
             finally:
                 current_attempt.set(None)
