@@ -283,7 +283,8 @@ class BatchQueue:
         self._batch = batch
         self._waiting: deque[Any] = deque()
         self._mixed = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0
         self._forming = False
 
     def join(self, item: Any) -> None:
@@ -385,10 +386,12 @@ class BatchQueue:
 
     def _look_again(self, when: float) -> None:
         if self._timer is not None:
-            if self._timer.when() <= when:
+            if self._timer_at <= when:
                 return  # it comes in time, and looks again
             self._timer.cancel()
+        # The time is kept here: uvloop's handle of a time that is now does not know it.
         self._timer = self.loop.call_at(when, self._time_has_come)
+        self._timer_at = when
 
     def _time_has_come(self) -> None:
         self._timer = None

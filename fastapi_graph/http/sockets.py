@@ -166,12 +166,21 @@ class SocketEndpoint:
         return _NORMAL, ""
 
     async def _send_item(self, websocket: WebSocket, item: Any) -> None:
+        said: str | bytes
         if isinstance(item, bytes | bytearray | memoryview):
-            await websocket.send_bytes(bytes(item))
+            said = bytes(item)
         elif isinstance(item, str) and self._gives in (Any, str):
-            await websocket.send_text(item)
+            said = item
         else:
-            await websocket.send_text(self._result.dump(item).decode())
+            said = self._result.dump(item).decode()
+        try:
+            if isinstance(said, bytes):
+                await websocket.send_bytes(said)
+            else:
+                await websocket.send_text(said)
+        except RuntimeError as error:
+            # What uvloop raises for a transport that is closed already: gunicorn passes it on.
+            raise WebSocketDisconnect(1006) from error
 
     def _failure(self, error: Exception, sent: int) -> tuple[int, str]:
         """Log a failure, and return how the client is told."""

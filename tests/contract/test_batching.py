@@ -15,6 +15,7 @@ from fastapi_graph import (
     DeadlineExceededError,
     DeploymentHandle,
     Graph,
+    GraphSettings,
     InputNode,
     OptionError,
     OutputError,
@@ -605,6 +606,24 @@ async def test_a_setting_that_cannot_work_is_an_error(serve: Serve) -> None:
         with pytest.raises(OptionError, match=r"Configured\.work: option max_batch_size=0"):
             await graph.handle.set_size.remote(0)
         assert await graph.handle.settings.remote() == (10, 0.01, 1, None)
+
+
+def test_a_wait_too_short_to_be_timed(in_process: GraphSettings) -> None:
+    """uvloop gives another kind of handle for a time that is now."""
+    uvloop = pytest.importorskip("uvloop")
+
+    @deployment
+    class Hasty:
+        @batch(max_batch_size=3, batch_wait_timeout_s=1e-4)
+        async def work(self, values: list[int]) -> list[list[int]]:
+            return [values for _ in values]
+
+    async def calls() -> list[list[int]]:
+        async with Graph(Hasty.bind(), settings=in_process) as graph:
+            return list(await asyncio.gather(*(graph.handle.work.remote(n) for n in range(2))))
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(calls()) == [[0, 1], [0, 1]]
 
 
 async def test_a_target_chooses_size_and_wait(serve: Serve) -> None:

@@ -411,3 +411,39 @@ def test_by_hand_beside_it() -> None:
             with client.websocket_connect(path) as socket:
                 socket.send_text("a")
                 assert socket.receive_text() == "A"
+
+
+@pytest.mark.anyio
+async def test_a_connection_that_is_gone_before_the_server_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """gunicorn passes on what uvloop raises for a transport that was closed."""
+    closed = asyncio.Event()
+
+    @deployment
+    async def flood(messages: AsyncIterator[str]) -> AsyncIterator[str]:
+        try:
+            async for message in messages:
+                while True:
+                    yield message
+        finally:
+            closed.set()
+
+    received = iter([{"type": "websocket.connect"}, {"type": "websocket.receive", "text": "x"}])
+
+    async def receive() -> Any:
+        for message in received:
+            return message
+        return await asyncio.Future()
+
+    async def send(message: Any) -> None:
+        if message["type"] != "websocket.accept":
+            raise RuntimeError("unable to perform operation on <TCPTransport closed=True>")
+
+    app = app_of(talking(flood))
+    scope = {"type": "websocket", "path": "/g/ws", "query_string": b"", "headers": []}
+    with caplog.at_level(logging.WARNING):
+        async with app.router.lifespan_context(app), asyncio.timeout(5):
+            await app(scope, receive, send)
+            await closed.wait()
+    assert not caplog.records
