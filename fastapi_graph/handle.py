@@ -433,10 +433,10 @@ def _end_streams(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 class DeploymentResponseGenerator(ItemStream):
     """The items of a generator call that has been started: `async for`, or `for` in a thread.
 
-    The generator is never more than one item ahead of its reader. An exception of the
-    generator is raised after the items before it. When it is cancelled, closed or dropped,
-    the generator is closed: its `finally` runs. Passed to another `.remote()`, it is read by
-    that call, and closed when the call ends.
+    The generator is never more than one item ahead of its reader, or on Ray sixteen small ones
+    (64 KiB of larger ones). An exception of the generator is raised after the items before it.
+    When it is cancelled, closed or dropped, the generator is closed: its `finally` runs. Passed
+    to another `.remote()`, it is read by that call, and closed when the call ends.
     """
 
     def __init__(

@@ -58,13 +58,13 @@ def pump(
     """Run a generator in this worker thread, and `emit` each item on the loop.
 
     The whole generator stays in one thread, so that locks and thread-locals work in it. It is
-    closed when `emit` raises anyio's `ClosedResourceError` or `BrokenResourceError`.
+    closed when `emit` raises anyio's `ClosedResourceError`.
     """
     with contextlib.closing(function(*args, **kwargs)) as items:
         for item in items:
             try:
                 from_thread.run(emit, item)
-            except (anyio.ClosedResourceError, anyio.BrokenResourceError):
+            except anyio.ClosedResourceError:
                 return  # nobody reads any more
 
 

@@ -36,6 +36,7 @@ from fastapi_graph.dataplane.peer import Elsewhere, Lost, Peer
 from fastapi_graph.dataplane.relays import Relays, detach
 from fastapi_graph.dataplane.tracing import current_trace
 from fastapi_graph.dataplane.values import LARGE, Exchange, Kept, KeptLost
+from fastapi_graph.dataplane.window import Taken, cost
 from fastapi_graph.errors import ReplicaLostError
 from fastapi_graph.graph.plan import Interface
 from fastapi_graph.replica import Replica
@@ -188,7 +189,7 @@ class DeploymentClient(Balancer):
             peer = holder if holder is not None else await self._take()
             self.ongoing += 1
             number = 0
-            items = _Items()
+            items, taken = _Items(), Taken()
             try:
                 attempt.avoid.add(peer.replica_id)
                 if flags & KEPT:
@@ -199,7 +200,8 @@ class DeploymentClient(Balancer):
                     if peer.degraded:
                         self._note_degraded(peer, number)
                     await emit(self._result(message))
-                    peer.grant(number)
+                    if credit := taken.add(cost(message.content)):
+                        peer.grant(number, credit)
                 if peer.degraded:
                     self._note_degraded(peer, number)
                 if message.kind == Kind.ERROR:

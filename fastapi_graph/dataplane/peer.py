@@ -170,9 +170,9 @@ class Peer:
         """Let go of a value that it keeps; without a connection it has done so already."""
         self.tell(Kind.RELEASE, 0, number)
 
-    def grant(self, number: int) -> None:
+    def grant(self, number: int, credit: bytes) -> None:
         """Let a stream go on."""
-        self.tell(Kind.CREDIT, 0, number)
+        self.tell(Kind.CREDIT, 0, number, credit)
 
     def tell(self, kind: int, flags: int, number: int, *parts: Part) -> None:
         """Send a message; without a connection there is nobody who needs it.

@@ -1,10 +1,10 @@
 """Streams among the arguments of a call: their items follow it over the connection.
 
 In the arguments a `StreamRef` stands for each of them. The number of a stream is that of its
-call and what comes after, so both ends know it. The server asks for each item with CREDIT, and
-the client answers with ITEM, or with RESULT or ERROR at the end. So nothing is read from a
-stream before the server has begun the call, and never more than one item is on its way. A
-reader that has had enough is announced with RELEASE.
+call and what comes after, so both ends know it. The server asks for items with CREDIT, as many
+as its window has room for, and the client answers with ITEM, and with RESULT or ERROR at the end.
+So nothing is read from a stream before the server has begun the call. A reader that has had
+enough is announced with RELEASE.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ from typing import Any, Protocol
 from fastapi_graph.context import Emit
 from fastapi_graph.dataplane import codec
 from fastapi_graph.dataplane.codec import Payload
-from fastapi_graph.dataplane.frames import Kind, Message, Part, payload_of, payload_parts
+from fastapi_graph.dataplane.frames import (
+    Kind,
+    Message,
+    Part,
+    pack_number,
+    payload_of,
+    payload_parts,
+    unpack_number,
+)
+from fastapi_graph.dataplane.window import WINDOW, Room, Taken, cost
 from fastapi_graph.errors import LocalProtocolError, NodeError
 from fastapi_graph.graph.containers import rebuild
 from fastapi_graph.streams import ItemStream, streams_in
@@ -27,8 +36,6 @@ __all__ = ["Incoming", "Relays", "StreamRef", "attach", "detach", "stream_number
 
 Send = Callable[..., None]
 """Sends a message: its kind, flags, number and content."""
-
-_END = object()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +121,7 @@ class Relays:
 
 
 class Relay:
-    """Sends the items of one stream, each when it is asked for."""
+    """Sends the items of one stream, as they are asked for."""
 
     def __init__(self, stream: ItemStream, tell: Send, number: int, what: str) -> None:
         self.begun = False
@@ -122,29 +129,31 @@ class Relay:
         self._tell = tell
         self._number = number
         self._what = what
+        self._room = Room(0)
         self._task: asyncio.Task[None] | None = None
 
     def received(self, message: Message) -> None:
         """Take what the server says of the stream."""
         if message.kind == Kind.RELEASE:
             self._stream.cancel()
-        elif self._task is None or self._task.done():
+            return
+        self._room.grant(message.content)
+        if self._task is None:
             self.begun = True
-            self._task = asyncio.create_task(self._send_next(), name=self._what)
+            self._task = asyncio.create_task(self._send_all(), name=self._what)
 
     def stop(self) -> None:
         """Send nothing more."""
         if self._task is not None:
             self._task.cancel()
 
-    async def _send_next(self) -> None:
+    async def _send_all(self) -> None:
         try:
-            item = await anext(self._stream, _END)
-            if item is _END:
-                self._tell(Kind.RESULT, 0, self._number)
-                return
-            flags, parts = payload_parts(codec.encode(item, self._what))
-            self._tell(Kind.ITEM, flags, self._number, *parts)
+            async for item in self._stream:
+                flags, parts = payload_parts(codec.encode(item, self._what))
+                self._tell(Kind.ITEM, flags, self._number, *parts)
+                await self._room.use(cost(*parts))
+            self._tell(Kind.RESULT, 0, self._number)
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
@@ -173,32 +182,39 @@ class Incoming:
         self._tell = tell
         self._number = number
         self._what = what
-        self._asked: asyncio.Future[Message] | None = None
+        self._inbox = asyncio.Queue[Message]()
+        self._asked = 0  # the room that has been granted and not been used
+        self._ended = False
 
     def received(self, message: Message) -> None:
         """Take an item, or the end, if it was asked for."""
-        if self._asked is not None and not self._asked.done():
-            self._asked.set_result(message)
+        is_item = message.kind == Kind.ITEM
+        if self._ended or (is_item and self._asked <= 0):
+            return
+        self._asked -= cost(message.content)
+        self._ended = not is_item
+        self._inbox.put_nowait(message)
 
     async def emit_all(self, emit: Emit) -> None:
-        """Ask for each item, and emit it.
+        """Ask for items, and emit them.
 
         Raises:
             SerializationError: An item cannot be unpickled.
             Exception: What the stream raised.
         """
-        ended = False
+        taken, credit = Taken(), pack_number(WINDOW)
         try:
             while True:
-                self._asked = asyncio.get_running_loop().create_future()
-                self._tell(Kind.CREDIT, 0, self._number)
-                message = await self._asked
+                if credit:
+                    self._asked += unpack_number(credit)
+                    self._tell(Kind.CREDIT, 0, self._number, credit)
+                message = await self._inbox.get()
                 if message.kind != Kind.ITEM:
-                    ended = True
                     break
                 await emit(codec.decode(payload_of(message), self._what))
+                credit = taken.add(cost(message.content))
         finally:
-            if not ended:
+            if not self._ended:
                 self._tell(Kind.RELEASE, 0, self._number)
         if message.kind == Kind.ERROR:
             error = codec.decode_exception(Payload(message.content, ()))

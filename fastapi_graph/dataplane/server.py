@@ -26,6 +26,7 @@ from fastapi_graph.dataplane.frames import (
     Kind,
     Load,
     Message,
+    Part,
     pack_number,
     payload_parts,
     split_payload,
@@ -35,6 +36,7 @@ from fastapi_graph.dataplane.protocol import Link
 from fastapi_graph.dataplane.relays import Incoming, attach, stream_number
 from fastapi_graph.dataplane.tracing import attach_trace
 from fastapi_graph.dataplane.values import LARGE, Exchange, Keeper, Kept
+from fastapi_graph.dataplane.window import Room, cost
 from fastapi_graph.errors import (
     DeadlineExceededError,
     LocalProtocolError,
@@ -244,7 +246,7 @@ class _Client:
         self._server = server
         self._replica = server.replica
         self._kept: set[int] = set()
-        self._streams: dict[int, _Credit] = {}
+        self._streams: dict[int, Room] = {}
         self._incoming: dict[int, Incoming] = {}
         self._reading: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
@@ -288,8 +290,8 @@ class _Client:
             elif kind == Kind.CANCEL:
                 self._cancel(message.number)
             elif kind == Kind.CREDIT:
-                if (credit := self._streams.get(message.number)) is not None:
-                    credit.grant()
+                if (room := self._streams.get(message.number)) is not None:
+                    room.grant(message.content)
             elif kind == Kind.ITEM or kind == Kind.RESULT or kind == Kind.ERROR:
                 if (incoming := self._incoming.get(message.number)) is not None:
                     incoming.received(message)
@@ -407,9 +409,9 @@ class _Client:
         streams[number] = stream
         return stream
 
-    def _tell(self, kind: int, flags: int, number: int) -> None:
+    def _tell(self, kind: int, flags: int, number: int, *parts: Part) -> None:
         if self.link.is_open:
-            self.link.send(kind, flags, number)
+            self.link.send(kind, flags, number, *parts)
 
     async def _stream(
         self,
@@ -420,13 +422,14 @@ class _Client:
         label: str,
         scope: Scope,
     ) -> None:
-        credit = self._streams[number] = _Credit()
+        room = self._streams[number] = Room()
         what = self._what(label, "an item")
 
         async def emit(item: Any) -> None:
             self._say_degraded(number, scope)
-            self._answer(Kind.ITEM, number, codec.encode(item, what))
-            await credit.spend()
+            flags, parts = payload_parts(codec.encode(item, what))
+            self.link.send(Kind.ITEM, flags, number, *parts)
+            await room.use(cost(*parts))
 
         try:
             await self._replica.stream(method, args, kwargs, emit)
@@ -472,17 +475,3 @@ def _is_cancelled() -> bool:
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-class _Credit:
-    """Lets a stream go on when its reader has taken the last item."""
-
-    def __init__(self) -> None:
-        self._taken = asyncio.Event()
-
-    def grant(self) -> None:
-        self._taken.set()
-
-    async def spend(self) -> None:
-        await self._taken.wait()
-        self._taken.clear()

@@ -2,7 +2,7 @@
 
 The first item is awaited before the answer begins, so that what goes wrong until then has the
 status that it has for any other route. What goes wrong later is said at the end of the stream.
-Nothing is read ahead of the client: while it does not take what has been sent, the generator
+Little is read ahead of the client: while it does not take what has been sent, the generator
 waits.
 """
 

@@ -58,6 +58,12 @@ def serve(backend: GraphSettings) -> Serve:
 
 
 @pytest.fixture
+def ahead(backend: GraphSettings) -> int:
+    """How many small items a generator may be ahead of whoever reads them."""
+    return 1 if backend.backend == "inprocess" else 17
+
+
+@pytest.fixture
 def in_process(backend: GraphSettings) -> GraphSettings:
     """For what only holds when deployments share the process of the test."""
     if backend.backend != "inprocess":

@@ -167,7 +167,7 @@ async def test_a_fallback_does_not_get_the_rest_of_a_stream(
     with InputNode() as x:
         dag = total.bind(numbers.bind(x[0]), x[1])
     async with serve(dag) as graph:
-        if backend.backend == "inprocess":  # on Ray, one item is fetched ahead of the reader
+        if backend.backend == "inprocess":  # on Ray, items are fetched ahead of the reader
             assert await graph.handle.remote(3, "early") == 0
         with pytest.raises(ConnectionError):
             await graph.handle.remote(3, "late")

@@ -103,6 +103,11 @@ class Node:
         finally:
             self.log.append("closed")
 
+    async def blocks(self, size: int, stop: int) -> AsyncIterator[bytes]:
+        for number in range(stop):
+            self.log.append(f"made {number}")
+            yield bytes(size)
+
     async def odd_items(self, kind: str) -> AsyncIterator[Any]:
         yield 1
         yield {"rotten": Rotten, "unpicklable": Unpicklable}[kind]()

@@ -13,6 +13,7 @@ from opentelemetry import trace
 from fastapi_graph.context import current_deadline
 from fastapi_graph.dataplane.client import DeploymentClient
 from fastapi_graph.dataplane.frames import CHUNK, STREAM, Kind
+from fastapi_graph.dataplane.window import LEAST, WINDOW
 from fastapi_graph.errors import (
     DeadlineExceededError,
     GraphDefinitionError,
@@ -133,18 +134,32 @@ async def test_streams(method: str, network: Network) -> None:
     assert (client.ongoing, served.server.calls) == (0, 0)
 
 
-@pytest.mark.parametrize("method", ["count", "sync_count"])
-async def test_a_generator_is_not_ahead_of_its_reader(method: str, network: Network) -> None:
+@pytest.mark.parametrize(
+    "method, args, ahead",
+    [
+        ("count", (), WINDOW // LEAST),
+        ("sync_count", (), WINDOW // LEAST),
+        ("blocks", (WINDOW // 3,), 3),
+        ("blocks", (WINDOW + 1,), 1),
+    ],
+)
+async def test_a_generator_is_a_window_ahead_of_its_reader(
+    method: str, args: tuple[int, ...], ahead: int, network: Network
+) -> None:
     served = await network.serve()
     client = network.client(served)
     log = served.node.log
+    read = 0
+    most = 0
 
-    async def emit(item: int) -> None:
-        await asyncio.sleep(0.01)  # it would have the time
-        assert log[-1] == f"made {item}"
+    async def emit(item: Any) -> None:
+        nonlocal read, most
+        await asyncio.sleep(0.005)  # it would have the time
+        most = max(most, sum(line.startswith("made") for line in log) - read)
+        read += 1
 
-    await client.stream(method, (5,), {}, emit)
-    assert log[-1] == "closed"
+    await client.stream(method, (*args, 40), {}, emit)
+    assert (read, most) == (40, ahead)
 
 
 @pytest.mark.parametrize("method", ["count", "sync_count"])
@@ -153,13 +168,13 @@ async def test_a_generator_whose_reader_has_enough_is_closed(method: str, networ
     client = network.client(served)
 
     async def emit(item: int) -> None:
-        if item == 2:
+        if item == 20:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
         await client.stream(method, (1000,), {}, emit)
     await until(lambda: "closed" in served.node.log)
-    assert "made 3" not in served.node.log
+    assert "made 40" not in served.node.log
     assert (client.ongoing, served.server.calls) == (0, 0)
 
 
@@ -223,12 +238,13 @@ async def test_cancelling_a_stream_closes_the_generator(method: str, network: Ne
         reached.set()
         await asyncio.sleep(60)
 
-    call = asyncio.create_task(client.stream(method, (10,), {}, emit))
+    call = asyncio.create_task(client.stream(method, (100,), {}, emit))
     await reached.wait()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    await until(lambda: served.node.log == ["made 0", "closed"])
+    await until(lambda: served.node.log[-1] == "closed")
+    assert "made 40" not in served.node.log
     await until(lambda: served.replica.ongoing == 0)
 
 
@@ -276,7 +292,7 @@ async def test_a_caller_that_vanishes_cancels_its_calls(method: str, network: Ne
     await until(lambda: served.node.log == ["start other"])
     stranger = await network.stranger(served)
     await stranger.shake_hands()
-    flags, argument = (STREAM, 5) if method == "count" else (0, "a")
+    flags, argument = (STREAM, 100) if method == "count" else (0, "a")
     stranger.connection.send(Kind.CALL, flags, 1, *parts_of(method, argument))
     stranger.flush()
     await until(lambda: served.server.calls == 2)

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from fastapi_graph.context import Emit
 from fastapi_graph.dataplane import codec
-from fastapi_graph.dataplane.frames import WITH_STREAMS, CallHead, Kind
+from fastapi_graph.dataplane.frames import WITH_STREAMS, CallHead, Kind, Message, pack_number
 from fastapi_graph.dataplane.relays import StreamRef, attach, detach, stream_number
+from fastapi_graph.dataplane.window import LEAST, WINDOW
 from fastapi_graph.errors import LocalProtocolError, ReplicaLostError, SerializationError
 from fastapi_graph.streams import ItemStream
 from tests.dataplane.network import MAX_MESSAGE_SIZE, Network, until
@@ -44,6 +45,11 @@ class Reader(Node):
         self.log.append("begun")
         await self.gate.wait()
         return await anext(items)
+
+    async def wait_and_count(self, items: AsyncIterator[int]) -> int:
+        self.log.append("begun")
+        await self.gate.wait()
+        return len([item async for item in items])
 
     async def read_one_and_close(self, items: Any) -> str:
         await anext(items)
@@ -137,13 +143,14 @@ async def test_a_stream_becomes_a_stream(reading: Any) -> None:
     assert got == [0, 2, 4, 6]
 
 
-async def test_nothing_is_made_ahead_of_the_reader(reading: Any) -> None:
+@pytest.mark.parametrize("item, most", [(0, WINDOW // LEAST + 3), (bytes(WINDOW), 4)])
+async def test_little_is_made_ahead_of_the_reader(item: Any, most: int, reading: Any) -> None:
     client, served = reading
-    source = Source(range(1000))
+    source = Source([item] * 1000)
     call = asyncio.create_task(client.call("first_and_wait", (source.stream,), {}))
-    await until(lambda: "read 0" in served.node.log)
+    await until(lambda: f"read {item}" in served.node.log)
     await asyncio.sleep(0.02)
-    assert len(source.made) <= 4
+    assert most // 2 <= len(source.made) <= most
     served.node.gate.set()
     assert await call == 1
     await source.stream.aclose()
@@ -233,32 +240,36 @@ async def test_a_call_that_was_refused_is_made_elsewhere_with_its_stream(network
 # By hand
 
 
-async def called(network: Network) -> tuple[Any, Any]:
+async def called(network: Network, method: str = "wait_and_read") -> tuple[Any, Any]:
     served = await network.serve(Reader())
     stranger = await network.stranger(served)
     await stranger.shake_hands()
     arguments = codec.encode(((StreamRef(0),), {}), "arguments").body
-    head = CallHead("wait_and_read").encode()
+    head = CallHead(method).encode()
     stranger.connection.send(Kind.CALL, WITH_STREAMS, 7, head, arguments)
     stranger.flush()
     await until(lambda: "begun" in served.node.log)
     return stranger, served
 
 
-async def test_the_server_asks_for_one_item_at_a_time(network: Network) -> None:
-    stranger, served = await called(network)
+async def test_the_server_takes_no_more_than_it_has_asked_for(network: Network) -> None:
+    stranger, served = await called(network, "wait_and_count")
     await until(lambda: stranger.got)
-    assert [message[:3] for message in stranger.got] == [(Kind.CREDIT, 0, 8)]
+    assert stranger.got == [Message(Kind.CREDIT, 0, 8, pack_number(WINDOW))]
     stranger.got.clear()
-    for item in range(100):  # of which it has asked for one
+    for item in range(100):
         body = codec.encode(item, "an item").body
         stranger.connection.send(Kind.ITEM, 0, 8, body)
+    stranger.connection.send(Kind.RESULT, 0, 8)
+    stranger.connection.send(Kind.RESULT, 0, 8)
+    stranger.connection.send(Kind.PING, 0, 0)
     stranger.flush()
+    await until(lambda: any(message.kind == Kind.PONG for message in stranger.got))
     served.node.gate.set()
     await until(lambda: any(message.kind == Kind.RESULT for message in stranger.got))
     answer = next(message for message in stranger.got if message.kind == Kind.RESULT)
     assert answer.number == 7
-    assert codec.decode(codec.Payload(answer.content, ()), "the result") == 0
+    assert codec.decode(codec.Payload(answer.content, ()), "the result") == WINDOW // LEAST
 
 
 async def test_items_of_no_stream_are_ignored(network: Network) -> None:

@@ -1,0 +1,60 @@
+"""How far the items of a stream may be ahead of whoever takes them at the other end.
+
+The sender begins with `WINDOW` bytes of room, or none where it waits to be asked. An item takes
+its size of it, and a small one `LEAST`; whoever takes items gives the room back with CREDIT, for
+several at once. So a stream of small items is sent in batches, up to sixteen ahead, and one of
+large items one by one. HTTP/2 has the same for its streams (RFC 9113, section 5.2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from fastapi_graph.dataplane.frames import Part, pack_number, unpack_number
+
+__all__ = ["LEAST", "WINDOW", "Room", "Taken", "cost"]
+
+WINDOW = 64 * 1024
+LEAST = WINDOW // 16
+
+
+def cost(*parts: Part) -> int:
+    """Return how much room an item takes; as much as there is at most, so that it fits."""
+    return min(max(sum(map(len, parts)), LEAST), WINDOW)
+
+
+class Room:
+    """What is left of the window, where the items are sent."""
+
+    def __init__(self, size: int = WINDOW) -> None:
+        self._size = size
+        self._more = asyncio.Event()
+
+    def grant(self, content: bytes | bytearray) -> None:
+        """Take the content of a CREDIT; one that has none grants nothing."""
+        with contextlib.suppress(ValueError):
+            self._size += unpack_number(content)
+            self._more.set()
+
+    async def use(self, size: int) -> None:
+        """Note that an item was sent, and wait until another one may be."""
+        self._size -= size
+        while self._size <= 0:
+            self._more.clear()
+            await self._more.wait()
+
+
+class Taken:
+    """What has been taken, where the items arrive."""
+
+    def __init__(self) -> None:
+        self._size = 0
+
+    def add(self, size: int) -> bytes:
+        """Note that an item was taken; return the content of a CREDIT if it is time for one."""
+        self._size += size
+        if self._size < WINDOW // 2:
+            return b""
+        taken, self._size = self._size, 0
+        return pack_number(taken)
