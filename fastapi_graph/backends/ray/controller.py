@@ -193,11 +193,6 @@ class Controller:
     async def ping(self) -> None:
         """Return, to show that the controller lives."""
 
-    async def leave(self) -> None:
-        """End the actor for good, if it has nothing left to do."""
-        if self._state.exited:
-            ray.actor.exit_actor()  # type: ignore[no-untyped-call]
-
     # What the state machine is told, and what it decides
 
     def _apply(self, event: stimuli.Event) -> None:
@@ -252,10 +247,11 @@ class Controller:
             await asyncio.to_thread(self._store.delete)
         except Exception:
             logger.exception("graph %r: checkpoint not deleted", self._identity.graph)
-        # Only a call into an actor can end it in such a way that Ray does not restart it.
+        # Ray restarts a process that ends by itself, and `exit_actor()` takes more than a second,
+        # for which the name is taken.
         name, namespace = self._identity.controller, self._identity.namespace
         actor = await asyncio.to_thread(ray.get_actor, name, namespace)
-        actor.leave.remote()
+        await asyncio.to_thread(ray.kill, actor, no_restart=True)
 
 
 def _crash(task: asyncio.Task[None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -98,6 +99,7 @@ class Session:
 
     async def _attach(self) -> None:
         pause, failed = FIRST_PAUSE_S, 0
+        self._warm_up()
         while True:
             try:
                 with own_errors():
@@ -116,6 +118,18 @@ class Session:
             else:
                 self._secret = attached.secret
                 return
+
+    def _warm_up(self) -> None:
+        """Let Ray start the processes of a new graph's replicas while its controller starts.
+
+        A worker that has done a task waits for a while, and becomes the next actor.
+        """
+        try:
+            find_controller(self._offer.graph, self._namespace)
+        except ValueError:
+            replicas = sum(d.num_replicas for d in self._offer.deployments)
+            task = ray.remote(num_cpus=0, max_retries=0)(_nothing)
+            _ = [task.remote() for _ in range(min(replicas, os.cpu_count() or 1))]
 
     async def _find(self) -> Any:
         return self._controller
@@ -141,6 +155,10 @@ class Session:
 
     def _show(self, view: View) -> None:
         self._on_view(view, self._secret)
+
+
+def _nothing() -> None:
+    """Do nothing, in a process of its own."""
 
 
 async def follow(
