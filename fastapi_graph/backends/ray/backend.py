@@ -115,6 +115,7 @@ class RayBackend(Backend):
             await self._runtime.run(self._session.attach())
             await self._ready()
             await self._local.start(name)
+            self._runtime.settle()
         except BaseException:
             await self.stop()
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import secrets
@@ -88,6 +89,7 @@ class ReplicaActor:
             )
             raise StartFailed(reason, bytes(codec.encode_exception(error).body)) from None
         self._address = await self._listen()
+        gc.freeze()  # as `RayRuntime.settle()` has it
         return self._address
 
     async def run(self) -> None:
