@@ -122,6 +122,11 @@ class GraphSettings(BaseSettings):
         description="Ray: how calls travel. `direct`: unix sockets and TCP; `ray`: through actor "
         "calls, slower; `auto`: direct, and through actor calls where no connection can be made.",
     )
+    shared_memory: bool = Field(
+        default=True,
+        description="Ray: whether large values go through shared memory between processes of one "
+        "machine. False: through Ray's object store, as between machines.",
+    )
     port_range: tuple[int, int] | None = Field(
         default=None,
         description="Ray: first and last TCP port for replicas, in the environment `[7000, 7999]`; "

@@ -163,7 +163,9 @@ class DeploymentClient(Balancer):
     async def _deposited(self, peer: Peer, arguments: Any) -> tuple[Part, ...]:
         """Bring large arguments to a replica, and return what stands for them in the call."""
         assert self._exchange is not None
-        depositing = asyncio.ensure_future(self._exchange.deposit(peer.replica_id, arguments))
+        value, payload = arguments
+        deposit = self._exchange.deposit(peer.replica_id, value, payload)
+        depositing = asyncio.ensure_future(deposit)
         try:
             number = await asyncio.shield(depositing)
         except asyncio.CancelledError:
@@ -247,7 +249,7 @@ class DeploymentClient(Balancer):
             if _KEPT_CLASS in body:
                 flags |= WITH_KEPT
             if payload.size >= LARGE:
-                return flags | KEPT, (), arguments, relays
+                return flags | KEPT, (), (arguments, payload), relays
         if not buffers:
             return flags, (body,), arguments, relays
         parts = tuple(join_payload(payload.copied(), len(self._head(method))))

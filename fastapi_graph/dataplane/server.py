@@ -35,7 +35,7 @@ from fastapi_graph.dataplane.frames import (
 from fastapi_graph.dataplane.protocol import Link
 from fastapi_graph.dataplane.relays import Incoming, attach, stream_number
 from fastapi_graph.dataplane.tracing import attach_trace
-from fastapi_graph.dataplane.values import LARGE, Exchange, Keeper, Kept
+from fastapi_graph.dataplane.values import KEPT_AT_MOST, LARGE, Exchange, Keeper, Kept
 from fastapi_graph.dataplane.window import Room, cost
 from fastapi_graph.errors import (
     DeadlineExceededError,
@@ -297,11 +297,23 @@ class _Client:
                     incoming.received(message)
             elif kind == Kind.RELEASE:
                 self._kept.discard(message.number)
-                self._server.keeper.release(message.number)
+                self._release(message.number)
             elif kind == Kind.PING:
                 replica = self._replica
                 load = Load(replica.ongoing, replica.queued, replica.abandoned)
                 self.link.send(Kind.PONG, 0, 0, load.encode())
+
+    def _release(self, number: int) -> None:
+        if number <= KEPT_AT_MOST:
+            self._server.keeper.release(number)
+        elif self._server.exchange is not None:
+            self._server.exchange.discard(number)
+
+    def _deposited(self, number: int, what: str) -> Any:
+        if number <= KEPT_AT_MOST:
+            return self._server.keeper.release(number)
+        exchange = self._server.exchange
+        return None if exchange is None else exchange.collect(number, what)
 
     def _start(self, message: Message) -> None:
         number = message.number
@@ -342,7 +354,8 @@ class _Client:
             if method != "__call__":
                 label = f"{label}.{method}"
             if flags & KEPT:
-                deposited = self._server.keeper.release(unpack_number(content, start))
+                what = self._what(label, "an argument")
+                deposited = self._deposited(unpack_number(content, start), what)
                 if deposited is None:
                     raise SerializationError(f"{label}: the arguments are not there any more")
                 args, kwargs = deposited
@@ -380,7 +393,9 @@ class _Client:
             self._say_degraded(number, scope)
             exchange = self._server.exchange
             if flags & KEEP and exchange and payload.size >= LARGE:
-                kept = self._server.keeper.keep(await exchange.put(result))
+                keeper = self._server.keeper
+                kept = keeper.reserve()
+                keeper.keep(kept, await exchange.put(kept, result, payload))
                 self._kept.add(kept)
                 self.link.send(Kind.RESULT, KEPT, number, pack_number(kept))
             else:

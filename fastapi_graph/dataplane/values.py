@@ -11,12 +11,16 @@ import dataclasses
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
-__all__ = ["LARGE", "Exchange", "Keeper", "Kept", "KeptLost"]
+from fastapi_graph.dataplane.codec import Payload
+
+__all__ = ["KEPT_AT_MOST", "LARGE", "Exchange", "Keeper", "Kept", "KeptLost"]
 
 LARGE = 2 << 20
 """Bytes of out-of-band memory from which a value takes the way of large ones."""
 
 DEPOSITED_AT_MOST_S = 60.0
+KEPT_AT_MOST = 0x7FFF_FFFF
+"""The largest number of a value that is kept; what is brought without has larger ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +51,14 @@ class KeptLost(Exception):
 class Exchange(Protocol):
     """Moves large values between processes."""
 
-    def put(self, value: Any) -> Awaitable[Any]:
-        """Return what stands for a copy of a value in this process; dropping it frees it."""
+    def put(self, number: int, value: Any, payload: Payload) -> Awaitable[Any]:
+        """Return what stands for a copy of a value in this process; dropping it frees it.
+
+        Args:
+            number: Under which it is going to be kept.
+            value: The value.
+            payload: The same, encoded.
+        """
 
     def fetch(self, kept: Kept) -> Awaitable[Any]:
         """Return the value that a replica keeps.
@@ -57,12 +67,26 @@ class Exchange(Protocol):
             KeptLost: It is not there any more.
         """
 
-    def deposit(self, replica_id: str, value: Any) -> Awaitable[int]:
+    def deposit(self, replica_id: str, value: Any, payload: Payload) -> Awaitable[int]:
         """Bring a value to a replica and return its number there.
 
         Raises:
             OSError: The replica cannot be reached.
         """
+
+    def collect(self, number: int, what: str) -> Any:
+        """Return what was brought to this process without being kept; None if it is not there.
+
+        Args:
+            number: Its number.
+            what: What messages call it.
+
+        Raises:
+            SerializationError: It cannot be unpickled.
+        """
+
+    def discard(self, number: int) -> None:
+        """Let go of what was brought to this process without being kept."""
 
 
 class Keeper:
@@ -75,18 +99,22 @@ class Keeper:
     def __len__(self) -> int:
         return len(self._values)
 
-    def keep(self, value: Any) -> int:
-        """Keep what stands for a value until it is released, and return its number."""
-        self._number = self._number % 0xFFFF_FFFF + 1
-        self._values[self._number] = value
+    def reserve(self) -> int:
+        """Return a number that is free; `KEPT_AT_MOST` is the last one."""
+        self._number = self._number % KEPT_AT_MOST + 1
         return self._number
+
+    def keep(self, number: int, value: Any) -> None:
+        """Keep what stands for a value until it is released."""
+        self._values[number] = value
 
     def deposit(self, value: Any) -> int:
         """Keep the arguments of a call that is about to come, and return their number.
 
         Nobody may be left to release them: if the call does not come, they go after a while.
         """
-        number = self.keep(value)
+        number = self.reserve()
+        self.keep(number, value)
         loop = asyncio.get_running_loop()
         loop.call_later(DEPOSITED_AT_MOST_S, self._values.pop, number, None)
         return number

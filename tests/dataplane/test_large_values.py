@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fastapi_graph.dataplane.client import DeploymentClient
+from fastapi_graph.dataplane.codec import Payload
 from fastapi_graph.dataplane.values import LARGE, Keeper, Kept, KeptLost
 from fastapi_graph.errors import ReplicaLostError
 from tests.dataplane.network import Network, Served, until
@@ -23,7 +24,7 @@ class SameProcess:
     def __init__(self) -> None:
         self.keepers: dict[str, Keeper] = {}
 
-    async def put(self, value: Any) -> Any:
+    async def put(self, number: int, value: Any, payload: Payload) -> Any:
         return value.copy()
 
     async def fetch(self, kept: Kept) -> Any:
@@ -32,10 +33,16 @@ class SameProcess:
         except KeyError:
             raise KeptLost(kept) from None
 
-    async def deposit(self, replica_id: str, value: Any) -> int:
+    async def deposit(self, replica_id: str, value: Any, payload: Payload) -> int:
         if replica_id not in self.keepers:
             raise OSError
         return self.keepers[replica_id].deposit(value)
+
+    def collect(self, number: int, what: str) -> Any:
+        return None
+
+    def discard(self, number: int) -> None:
+        pass
 
 
 async def serve(network: Network, exchange: SameProcess) -> Served:

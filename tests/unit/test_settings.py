@@ -25,6 +25,7 @@ VALUES = {
     "orphan_timeout_s": (60.0, "5", 5.0),
     "replica_wait_s": (30.0, "3", 3.0),
     "transport": ("auto", "direct", "direct"),
+    "shared_memory": (True, "0", False),
     "port_range": (None, "[7000, 7999]", (7000, 7999)),
     "max_message_size": (256 << 20, "2097152", 2 << 20),
 }

@@ -1,15 +1,23 @@
-"""Calls of replicas' actors through Ray itself: tunnels, and large values."""
+"""Calls of replicas' actors through Ray itself: tunnels, and large values.
+
+On one machine large values go through shared memory, and between machines through Ray's object
+store.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from fastapi_graph.dataplane.values import Kept, KeptLost
+from fastapi_graph.dataplane import codec
+from fastapi_graph.dataplane.codec import Payload
+from fastapi_graph.dataplane.segments import Segments
+from fastapi_graph.dataplane.values import KEPT_AT_MOST, Kept, KeptLost
 
 __all__ = ["Actors"]
 
@@ -17,18 +25,27 @@ T = TypeVar("T")
 
 
 class Actors:
-    """Calls actors of replicas by name. It implements `Exchange`: large values ride the store.
+    """Calls actors of replicas by name. It implements `Exchange`.
 
     Args:
         namespace: Ray namespace of the graph's actors.
         run: Runs a coroutine where Ray's calls may be made.
+        shared_memory: Whether large values may go through it.
+        segments: The shared memory of this replica, if it has any.
     """
 
     def __init__(
-        self, namespace: str, run: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]]
+        self,
+        namespace: str,
+        run: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
+        *,
+        shared_memory: bool,
+        segments: Segments | None = None,
     ) -> None:
         self._namespace = namespace
+        self._shared_memory = shared_memory
         self._run = run
+        self._segments = segments
         self._handles: dict[str, Any] = {}
 
     async def call(self, replica_id: str, method: str, *args: Any) -> Any:
@@ -50,17 +67,32 @@ class Actors:
             self._handles.pop(replica_id, None)
             raise OSError(f"the actor {replica_id} cannot be reached: {error}") from error
 
-    async def put(self, value: Any) -> Any:
-        """Return a reference to a copy of a value in the object store."""
+    async def put(self, number: int, value: Any, payload: Payload) -> Any:
+        """Return what stands for a copy of a value, in shared memory or in the object store."""
         # In a thread: where the store is full, it waits until there is room.
-        return await asyncio.to_thread(ray.put, value)
+        return await asyncio.to_thread(self._put, number, value, payload)
+
+    def _put(self, number: int, value: Any, payload: Payload) -> Any:
+        if self._segments is not None and self._segments.write(str(number), payload):
+            return _Segment(self._segments, str(number))
+        return ray.put(value)
+
+    async def reference(self, stored: Any) -> Any:
+        """Return a reference to what `put()` has returned."""
+        if not isinstance(stored, _Segment):
+            return stored
+        if stored.reference is None:  # nobody on another machine has asked for it yet
+            stored.reference = await asyncio.to_thread(ray.put, stored.load())
+        return stored.reference
 
     async def fetch(self, kept: Kept) -> Any:
-        """Return a value that a replica keeps; arrays in it are read-only.
+        """Return a value that a replica keeps; arrays from another machine are read-only.
 
         Raises:
             KeptLost: It is not there any more.
         """
+        if self._shared_memory and (payload := Segments(kept.replica_id).read(str(kept.number))):
+            return codec.decode(payload, f"a value that replica {kept.replica_id} keeps")
         return await self._run(self._fetch(kept))
 
     async def _fetch(self, kept: Kept) -> Any:
@@ -75,14 +107,58 @@ class Actors:
         except (OSError, RayError) as error:
             raise KeptLost(kept) from error
 
-    async def deposit(self, replica_id: str, value: Any) -> int:
+    async def deposit(self, replica_id: str, value: Any, payload: Payload) -> int:
         """Bring a value to a replica and return its number there.
 
         Raises:
             OSError: The replica cannot be reached.
         """
-        number: int = await self._run(self._deposit(replica_id, value))
+        number: int = random.randint(KEPT_AT_MOST + 1, 0xFFFF_FFFF)
+        if self._shared_memory and await asyncio.to_thread(
+            Segments(replica_id).bring, number, payload
+        ):
+            return number
+        number = await self._run(self._deposit(replica_id, value))
+        assert isinstance(number, int)
         return number
 
     async def _deposit(self, replica_id: str, value: Any) -> Any:
-        return await self._call(replica_id, "deposit", (await self.put(value),))
+        reference = await asyncio.to_thread(ray.put, value)
+        return await self._call(replica_id, "deposit", (reference,))
+
+    def collect(self, number: int, what: str) -> Any:
+        """Return what was brought to this replica's shared memory; None if it is not there.
+
+        Raises:
+            SerializationError: It cannot be unpickled.
+        """
+        payload = None if self._segments is None else self._segments.take(number)
+        return None if payload is None else codec.decode(payload, what)
+
+    def discard(self, number: int) -> None:
+        """Remove what was brought to this replica's shared memory."""
+        if self._segments is not None:
+            self._segments.forget(number)
+
+
+class _Segment:
+    """A value in shared memory, until this is dropped."""
+
+    def __init__(self, segments: Segments, name: str) -> None:
+        self.reference: Any = None
+        self._segments = segments
+        self._name = name
+
+    def load(self) -> Any:
+        """Return the value.
+
+        Raises:
+            KeyError: It is not there any more.
+        """
+        payload = self._segments.read(self._name)
+        if payload is None:
+            raise KeyError(self._name)
+        return codec.decode(payload, "a large value")
+
+    def __del__(self) -> None:
+        self._segments.remove(self._name)

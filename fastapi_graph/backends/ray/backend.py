@@ -110,7 +110,9 @@ class RayBackend(Backend):
                 version,
                 offer.client_settings,
                 suspect=self._suspect,
-                actors=Actors(settings.namespace, self._runtime.run),
+                actors=Actors(
+                    settings.namespace, self._runtime.run, shared_memory=settings.shared_memory
+                ),
             )
             await self._runtime.run(self._session.attach())
             await self._ready()

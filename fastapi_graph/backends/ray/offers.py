@@ -24,6 +24,7 @@ __all__ = ["Body", "make_offer"]
 
 _CLIENT_SETTINGS = (
     "transport",
+    "shared_memory",
     "replica_wait_s",
     "port_range",
     "max_message_size",

@@ -28,6 +28,7 @@ from fastapi_graph.backends.ray.security import server_context
 from fastapi_graph.backends.ray.session import find_controller, follow
 from fastapi_graph.backends.ray.tunnel import TunnelEnds
 from fastapi_graph.dataplane import codec
+from fastapi_graph.dataplane.segments import LEFT_AT_MOST_S, Segments
 from fastapi_graph.dataplane.server import ReplicaServer
 from fastapi_graph.dataplane.values import Keeper
 from fastapi_graph.directory import Directory
@@ -58,7 +59,12 @@ class ReplicaActor:
         sys.path[:] = dict.fromkeys((*boot.sys_path, *sys.path))
         log_to_stderr(boot.client_settings.get("log_format", "text"))
         self._loop = asyncio.get_running_loop()
-        self._actors = Actors(boot.namespace, _here)
+        shared_memory = boot.client_settings["shared_memory"]
+        segments = Segments(boot.replica_id)
+        self._segments = segments if shared_memory and segments.open() else None
+        self._actors = Actors(
+            boot.namespace, _here, shared_memory=shared_memory, segments=self._segments
+        )
         self._keeper = Keeper()
         self._tasks: set[asyncio.Task[None]] = set()
         self._controller: Any = None
@@ -70,6 +76,8 @@ class ReplicaActor:
         self._views: asyncio.Task[None] | None = None
         if boot.lifetime == "app":
             self._spawn(self._leave_if_orphaned())
+        if self._segments is not None:
+            self._spawn(self._sweep(self._segments))
 
     # What the controller calls
 
@@ -125,6 +133,8 @@ class ReplicaActor:
             self._tunnels.close()
         if self._calls is not None:
             await self._calls.close()
+        if self._segments is not None:
+            self._segments.close()
 
     # What clients call where no socket can be opened
 
@@ -151,7 +161,7 @@ class ReplicaActor:
         Raises:
             KeyError: It is not kept any more.
         """
-        return [self._keeper.get(number)]
+        return [await self._actors.reference(self._keeper.get(number))]
 
     async def deposit(self, value: Any) -> int:
         """Keep the arguments of a call that is about to come, and return their number."""
@@ -254,6 +264,11 @@ class ReplicaActor:
 
     # The end
 
+    async def _sweep(self, segments: Segments) -> None:
+        while True:
+            await asyncio.to_thread(segments.sweep)
+            await asyncio.sleep(LEFT_AT_MOST_S)
+
     async def _leave_if_orphaned(self) -> None:
         """End the process once it has had neither controller nor client for too long."""
         timeout = self._boot.orphan_timeout_s
@@ -273,6 +288,8 @@ class ReplicaActor:
                 last_seen = time.monotonic()
             if time.monotonic() - last_seen > timeout:
                 logger.warning("%s: no controller and no client, it ends", self._boot.replica_id)
+                if self._segments is not None:
+                    self._segments.close()
                 os._exit(0)
 
     def _spawn(self, coroutine: Any) -> None:

@@ -1,0 +1,166 @@
+"""Large values in shared memory: files that the processes of one user on one machine map.
+
+A replica has a folder of them, named after its id. Who is told of a value, and finds its file,
+maps it and copies nothing. Who does not is on another machine, or another user's process, and
+the value takes another way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import mmap
+import os
+import shutil
+import stat
+import time
+from pathlib import Path
+
+from fastapi_graph.dataplane.codec import Payload
+from fastapi_graph.dataplane.frames import join_payload, split_payload
+
+__all__ = ["LEFT_AT_MOST_S", "Segments"]
+
+logger = logging.getLogger("fastapi_graph")
+
+MEMORY = Path("/dev/shm")  # noqa: S108 - the folder in it is this user's alone
+_LOCK = "lock"
+_PASSING = "in-"
+LEFT_AT_MOST_S = 60.0
+
+
+class Segments:
+    """The folder of one replica, as itself and as others see it.
+
+    Args:
+        replica_id: Whose folder it is.
+
+    Attributes:
+        folder: Where it is.
+    """
+
+    def __init__(self, replica_id: str) -> None:
+        name = hashlib.sha256(replica_id.encode()).hexdigest()[:32]
+        self._base = MEMORY / f"fastapi_graph-{os.getuid()}"
+        self.folder = self._base / name
+        self._lock: int | None = None
+
+    def _is_ours(self) -> bool:
+        """Say whether nobody else can have put anything there."""
+        try:
+            found = self._base.lstat()
+        except OSError:
+            return False
+        mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+        return mine and stat.S_IMODE(found.st_mode) == 0o700
+
+    def open(self) -> bool:
+        """Make the folder, which lives as long as this process; False where that cannot be."""
+        try:
+            self._base.mkdir(mode=0o700, exist_ok=True)
+            if not self._is_ours():
+                return False  # somebody else was first
+            self.folder.mkdir(mode=0o700)
+            self._lock = os.open(self.folder / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        except OSError as error:
+            logger.debug("no shared memory: %s", error)
+            return False
+        return True
+
+    def close(self) -> None:
+        """Remove the folder; what others have mapped stays theirs."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def write(self, name: str, payload: Payload) -> bool:
+        """Write a value; False where there is no such folder, or no room."""
+        if not self._is_ours():
+            return False
+        path = self.folder / name
+        try:
+            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return False
+        try:
+            for part in join_payload(payload):
+                left = memoryview(part)
+                while left:
+                    left = left[os.write(file, left) :]
+        except OSError as error:
+            logger.debug("no room in shared memory: %s", error)
+            self.remove(name)
+            return False
+        finally:
+            os.close(file)
+        return True
+
+    def read(self, name: str) -> Payload | None:
+        """Map a value; None if it is not there. What is written to it, nobody else sees."""
+        if not self._is_ours():
+            return None
+        try:
+            file = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            return split_payload(mmap.mmap(file, 0, access=mmap.ACCESS_COPY), 0)
+        finally:
+            os.close(file)
+
+    def remove(self, name: str) -> None:
+        """Remove a value; who has mapped it keeps it."""
+        with contextlib.suppress(OSError):
+            (self.folder / name).unlink()
+
+    # Arguments on their way to the replica
+
+    def bring(self, number: int, payload: Payload) -> bool:
+        """Write what `take()` is about to read; False as for `write()`."""
+        return self.write(f"{_PASSING}{number}", payload)
+
+    def take(self, number: int) -> Payload | None:
+        """Map what somebody has brought, and remove it; None if it is not there."""
+        payload = self.read(f"{_PASSING}{number}")
+        self.forget(number)
+        return payload
+
+    def forget(self, number: int) -> None:
+        """Remove what has been brought and will not be taken."""
+        self.remove(f"{_PASSING}{number}")
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed have left behind, after `LEFT_AT_MOST_S`.
+
+        Until then it can still be used: the values of a replica outlive it for a while.
+        """
+        with contextlib.suppress(OSError):
+            for path in self.folder.glob(f"{_PASSING}*"):
+                if _is_old(path):
+                    path.unlink()
+            for folder in self._base.iterdir():
+                if _is_old(folder) and _has_ended(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_old(path: Path) -> bool:
+    return path.stat().st_mtime < time.time() - LEFT_AT_MOST_S
+
+
+def _has_ended(folder: Path) -> bool:
+    """Say whether the process whose folder it is does not lock it any more."""
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
