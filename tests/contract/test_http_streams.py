@@ -61,11 +61,12 @@ async def test_items_come_one_by_one(
     count: Any, accept: str, first: bytes, journal: Journal, serve: Serve
 ) -> None:
     async with serve(counting(count, journal)) as graph:
-        async with Exchange(app_of(graph), "/g", 3, accept=accept) as exchange:
+        async with Exchange(app_of(graph), "/g", 40, accept=accept) as exchange:
             assert await exchange.start() == 200
             assert await exchange.piece() == first
             assert journal.count("closed") == 0
-            assert await exchange.rest() == first.replace(b"0", b"1") + first.replace(b"0", b"2")
+            rest = b"".join(first.replace(b"0", b"%d" % n) for n in range(1, 40))
+            assert await exchange.rest() == rest
         await journal.wait_for("closed")
 
 
