@@ -309,11 +309,11 @@ class _Client:
         elif self._server.exchange is not None:
             self._server.exchange.discard(number)
 
-    def _deposited(self, number: int, what: str) -> Any:
+    async def _deposited(self, number: int, what: str) -> Any:
         if number <= KEPT_AT_MOST:
             return self._server.keeper.release(number)
         exchange = self._server.exchange
-        return None if exchange is None else exchange.collect(number, what)
+        return None if exchange is None else await exchange.collect(number, what)
 
     def _start(self, message: Message) -> None:
         number = message.number
@@ -355,7 +355,7 @@ class _Client:
                 label = f"{label}.{method}"
             if flags & KEPT:
                 what = self._what(label, "an argument")
-                deposited = self._deposited(unpack_number(content, start), what)
+                deposited = await self._deposited(unpack_number(content, start), what)
                 if deposited is None:
                     raise SerializationError(f"{label}: the arguments are not there any more")
                 args, kwargs = deposited

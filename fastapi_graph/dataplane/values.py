@@ -74,7 +74,7 @@ class Exchange(Protocol):
             OSError: The replica cannot be reached.
         """
 
-    def collect(self, number: int, what: str) -> Any:
+    def collect(self, number: int, what: str) -> Awaitable[Any]:
         """Return what was brought to this process without being kept; None if it is not there.
 
         Args:

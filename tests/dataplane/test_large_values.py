@@ -38,7 +38,7 @@ class SameProcess:
             raise OSError
         return self.keepers[replica_id].deposit(value)
 
-    def collect(self, number: int, what: str) -> Any:
+    async def collect(self, number: int, what: str) -> Any:
         return None
 
     def discard(self, number: int) -> None:

@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from fastapi_graph.dataplane import codec
 from fastapi_graph.dataplane.codec import Payload
 from fastapi_graph.dataplane.segments import Segments
-from fastapi_graph.dataplane.values import KEPT_AT_MOST, Kept, KeptLost
+from fastapi_graph.dataplane.values import KEPT_AT_MOST, LARGE, Kept, KeptLost
 
 __all__ = ["Actors"]
 
@@ -92,7 +92,7 @@ class Actors:
             KeptLost: It is not there any more.
         """
         if self._shared_memory and (payload := Segments(kept.replica_id).read(str(kept.number))):
-            return codec.decode(payload, f"a value that replica {kept.replica_id} keeps")
+            return await _decoded(payload, f"a value that replica {kept.replica_id} keeps")
         return await self._run(self._fetch(kept))
 
     async def _fetch(self, kept: Kept) -> Any:
@@ -126,19 +126,26 @@ class Actors:
         reference = await asyncio.to_thread(ray.put, value)
         return await self._call(replica_id, "deposit", (reference,))
 
-    def collect(self, number: int, what: str) -> Any:
+    async def collect(self, number: int, what: str) -> Any:
         """Return what was brought to this replica's shared memory; None if it is not there.
 
         Raises:
             SerializationError: It cannot be unpickled.
         """
         payload = None if self._segments is None else self._segments.take(number)
-        return None if payload is None else codec.decode(payload, what)
+        return None if payload is None else await _decoded(payload, what)
 
     def discard(self, number: int) -> None:
         """Remove what was brought to this replica's shared memory."""
         if self._segments is not None:
             self._segments.forget(number)
+
+
+async def _decoded(payload: Payload, what: str) -> Any:
+    """Return the value of a payload; what is not mostly buffers takes long, and has a thread."""
+    if len(payload.body) < LARGE:
+        return codec.decode(payload, what)
+    return await asyncio.to_thread(codec.decode, payload, what)
 
 
 class _Segment:
