@@ -109,7 +109,7 @@ class _SplitCaller(VirtualCaller):
         if key is None:
             index = bisect(self._bounds, random.random() * self._total)
         else:
-            index = rendezvous(_text(key, self._label), self._names, self._weights)
+            index = rendezvous(key, self._names, self._weights)
         self.traffic[self._names[index]] += 1
         return self._callers[index]
 
@@ -137,37 +137,56 @@ def rendezvous(key: bytes, names: Sequence[str], weights: Sequence[float]) -> in
     return min(range(len(names)), key=cost)
 
 
-def _reader(sticky_by: StickyBy, label: str) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
+_Reader = Callable[[tuple[Any, ...], dict[str, Any]], bytes | None]
+
+
+def _reader(sticky_by: StickyBy, label: str) -> _Reader:
     """Return what reads the key of a call from its arguments."""
 
-    def of_all(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def of_all(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | None:
         assert callable(sticky_by)
         try:
-            return sticky_by(*args, **kwargs)
+            key = sticky_by(*args, **kwargs)
         except Exception as error:
             add_note(error, f"in sticky_by of {label}")
             raise
+        try:
+            return _text(key)
+        except TypeError as error:
+            raise InputError(f"{label}: sticky_by gave {error}") from None
 
-    def of_first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def of_first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | None:
         if not args and not kwargs:
             raise InputError(f"{label}: sticky_by={sticky_by!r}, but the call has no arguments")
         first = args[0] if args else next(iter(kwargs.values()))
+        path = (sticky_by,) if isinstance(sticky_by, str | int) else ()
         try:
             if isinstance(sticky_by, str) and not isinstance(first, Mapping):
-                return getattr(first, sticky_by)
-            return first[sticky_by]
+                key = getattr(first, sticky_by)
+            else:
+                key = first[sticky_by]
         except (LookupError, AttributeError, TypeError) as error:
             reason = f"there is no {sticky_by!r} in the {type(first).__name__}"
-            path = (sticky_by,) if isinstance(sticky_by, str | int) else ()
             raise InputError(
                 f"{label}: sticky_by={sticky_by!r}, but {reason}", path, reason, first
             ) from error
+        try:
+            return _text(key)
+        except TypeError as error:
+            reason = str(error)
+            raise InputError(f"{label}: sticky_by gave {reason}", path, reason, first) from None
 
     return of_all if callable(sticky_by) else of_first
 
 
-def _text(key: Any, label: str) -> bytes:
-    """Return what of a key is hashed: the same in every process."""
+def _text(key: Any) -> bytes | None:
+    """Return what of a key is hashed: the same in every process; None for no key.
+
+    Raises:
+        TypeError: It cannot be a key.
+    """
+    if key is None:
+        return None
     if isinstance(key, bytes):
         return key
     if isinstance(key, str):
@@ -177,9 +196,9 @@ def _text(key: Any, label: str) -> bytes:
     try:
         return b"%d" % operator.index(key)
     except TypeError:
-        raise InputError(
-            f"{label}: sticky_by gave {key!r}, a {type(key).__name__}; a key is a str, bytes, an "
-            "int or a UUID, which are the same in every process, or None"
+        raise TypeError(
+            f"{key!r}, a {type(key).__name__}; a key is a str, bytes, an int or a UUID, which are "
+            "the same in every process, or None"
         ) from None
 
 

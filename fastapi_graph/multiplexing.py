@@ -223,7 +223,8 @@ class ModelCache:
         if not model_id:
             raise InputError(
                 f"{self._label}: the request asks for no model; send the header {HEADER}, or call "
-                "handle.options(multiplexed_model_id=...)",
+                "handle.options(multiplexed_model_id=...); in the code of @batch there is no "
+                "request, so read get_multiplexed_model_id() before it and pass it on",
                 path=("header", HEADER),
                 reason="it says which model is asked for",
             )

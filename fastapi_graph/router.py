@@ -162,7 +162,7 @@ def _add_sockets(
     bound: str,
     timeout_s: float | None,
 ) -> None:
-    if not websocket.startswith("/"):
+    if not str(websocket).startswith("/"):
         raise GraphDefinitionError(f"websocket={websocket!r} must be a path that starts with '/'")
     if not talking:
         raise GraphDefinitionError(

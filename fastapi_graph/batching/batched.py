@@ -34,6 +34,7 @@ from weakref import WeakKeyDictionary
 
 from fastapi_graph.batching.queue import Batch, BatchQueue, Item, Work
 from fastapi_graph.batching.streams import StreamBatch, StreamItem
+from fastapi_graph.errors import GraphDefinitionError
 from fastapi_graph.graph.nodes import caller_location, location
 from fastapi_graph.graph.options import BatchOptions
 from fastapi_graph.graph.signatures import kind_of, signature_of
@@ -203,12 +204,16 @@ class Batched(Generic[P, R]):
     def __signature__(self) -> inspect.Signature:
         # Evaluated when it is asked for: what the annotations name may be defined later.
         signature = _signature(self.function)
-        parameters = [
-            parameter
-            if self._is_method and position == 0
-            else parameter.replace(annotation=_of_one(parameter.annotation))
-            for position, parameter in enumerate(signature.parameters.values())
-        ]
+        parameters = []
+        for position, parameter in enumerate(signature.parameters.values()):
+            if not (self._is_method and position == 0):
+                if any(parameter.annotation is kind for kind in _NO_LISTS):
+                    raise GraphDefinitionError(
+                        f"{self.label}: {parameter} is the value of one call, but a batch gets a "
+                        f"list of them: list[{parameter.annotation.__name__}]"
+                    )
+                parameter = parameter.replace(annotation=_of_one(parameter.annotation))
+            parameters.append(parameter)
         result = signature.return_annotation
         if self._batch is StreamBatch:
             result = AsyncIterator[_without_errors(_of_one(_of_one(result)))]  # type: ignore[misc]
@@ -338,6 +343,7 @@ def _positional(signature: inspect.Signature) -> range:
     return range(least, most + 1)
 
 
+_NO_LISTS = (str, bytes, int, float, bool, dict)
 _LISTS = (
     list,
     Sequence,

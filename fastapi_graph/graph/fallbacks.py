@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from fastapi_graph.errors import GraphDefinitionError
@@ -40,6 +42,8 @@ def check_fallback(node: DeploymentNode, fallback: Any) -> None:
                 f"{who} {fallback._label()} (bound at {fallback._where}) has no method "
                 f"{', '.join(missing)} {where}"
             )
+    if not isinstance(fallback, Node) and callable(fallback):
+        _check_takes(fallback, node, who, where)
     for name in _methods(node):
         (target,) = node._targets(name)
         expected = signatures.return_type(target.function)
@@ -51,6 +55,30 @@ def check_fallback(node: DeploymentNode, fallback: Any) -> None:
                     f"{who} {label} gives {produced}, but {target.label} gives {wanted} {where}"
                 ),
             )
+
+
+def _check_takes(fallback: Callable[..., Any], node: DeploymentNode, who: str, where: str) -> None:
+    """Check that a function takes what one of the methods cannot be called without."""
+    refused = ""
+    for method in _methods(node):
+        (target,) = node._targets(method)
+        try:
+            wanted = [*inspect.signature(target.function).parameters.values()][target.takes_self :]
+            takes = inspect.signature(fallback)
+        except (TypeError, ValueError):  # there is none to look at
+            return
+        needed = [parameter for parameter in wanted if parameter.default is parameter.empty]
+        by_position = [p for p in needed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        by_name = {p.name: None for p in needed if p.kind is p.KEYWORD_ONLY}
+        try:
+            takes.bind(*by_position, **by_name)
+        except TypeError as error:
+            name = getattr(fallback, "__qualname__", "function")
+            refused = f"{who} {name}{takes} gets the arguments of {target.label}: {error} {where}"
+        else:
+            return
+    if refused:
+        raise GraphDefinitionError(refused)
 
 
 def _methods(node: DeploymentNode) -> list[str]:

@@ -144,6 +144,9 @@ class Node:
             "called with .remote()", "a node is called through a handle: Graph(node).handle"
         )
 
+    def __format__(self, spec: str) -> str:
+        self._refuse("part of a text", "its value exists only when the graph runs; write it there")
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._label()}, bound at {self._where}>"
 
@@ -282,6 +285,9 @@ class InstanceNode(Node):
     def __getitem__(self, key: Any) -> Any:
         self._refuse("indexed", "it is an instance, not a value; bind one of its methods")
 
+    def _check_bound(self, arguments: tuple[Any, ...], where: str) -> None:
+        """Refuse arguments of a method that cannot be, beyond what its signature says."""
+
 
 class ClassNode(InstanceNode, DeploymentNode):
     """A class bound to constructor arguments: `node.method.bind(...)` calls the instance."""
@@ -315,6 +321,14 @@ class ClassNode(InstanceNode, DeploymentNode):
 
     def _methods(self) -> list[str]:
         return signatures.methods_of(self._deployment.target)
+
+    def bind(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: what is bound next is one of its methods."""
+        method = next(iter(self._methods()), "method")
+        self._refuse(
+            "bound a second time",
+            f"it is an instance; bind one of its methods, as in .{method}.bind(...)",
+        )
 
     def _targets(self, method: str) -> tuple[Target, ...]:
         function = self._method(method)
@@ -374,6 +388,7 @@ class MethodNode(Node):
         for label, function, takes_self, _ in owner._targets(name):
             shown = label if label == own else f"{own}: {label}"
             _check_call(shown, function, args, kwargs, self._where, method=takes_self)
+        owner._check_bound((*args, *kwargs.values()), self._where)
 
     def _label(self) -> str:
         return f"{self._owner._label()}.{self._name}"

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_origin, is_typeddict
 
 from fastapi_graph.errors import GraphDefinitionError, UnknownMethodError
 from fastapi_graph.graph import signatures
@@ -19,6 +19,7 @@ from fastapi_graph.graph.nodes import (
     Unbound,
     caller_location,
 )
+from fastapi_graph.graph.signatures import Access
 
 __all__ = ["Rule", "Shadow", "Split", "StickyBy", "VirtualNode", "shadow", "split"]
 
@@ -111,6 +112,24 @@ class VirtualNode(InstanceNode):
                 f"Model.bind(...), or a function, f.bind() (bound at {where})"
             )
         raise GraphDefinitionError(f"{word}: {alternative!r} is no node (bound at {where})")
+
+    def _check_bound(self, arguments: tuple[Any, ...], where: str) -> None:
+        for alternative in self._alternatives:
+            if isinstance(alternative, VirtualNode):
+                alternative._check_bound(arguments, where)
+        key = self._rule.sticky_by if isinstance(self._rule, Split) else None
+        if not isinstance(key, str | int) or not arguments or not isinstance(arguments[0], Node):
+            return
+        given = arguments[0]._value_type()
+        is_mapping = isinstance(given, type) and issubclass(get_origin(given) or given, Mapping)
+        is_mapping = is_mapping or is_typeddict(given)
+        try:
+            signatures.access_type(given, Access(key, isinstance(key, str) and not is_mapping))
+        except GraphDefinitionError as error:
+            raise GraphDefinitionError(
+                f"{self._label()}: sticky_by={key!r}, but {error} (bound at {self._where}, its "
+                f"first argument at {where})"
+            ) from None
 
     def _label(self) -> str:
         return f"{self._rule.word}({', '.join(node._label() for node in self._alternatives)})"

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from contextvars import copy_context
 from typing import Any, NamedTuple
 
-from fastapi_graph.context import current_call, current_deadline, eager_task
+from fastapi_graph.context import add_note, current_call, current_deadline, eager_task
 from fastapi_graph.dataplane import codec
 from fastapi_graph.errors import SerializationError
 from fastapi_graph.graph.options import Cache
@@ -111,7 +111,11 @@ class ResultCache:
         request = current_request.get()
         model_id = "" if request is None else request.multiplexed_model_id
         if self._settings.key is not None:
-            key = self._settings.key(*args, **kwargs)
+            try:
+                key = self._settings.key(*args, **kwargs)
+            except Exception as error:
+                add_note(error, f"in the cache key of {self._label}")
+                raise
             try:
                 hash(key)
             except TypeError as error:

@@ -19,7 +19,7 @@ from fastapi_graph import (
 )
 from fastapi_graph.policies.cache import content_of
 from tests.contract.conftest import Serve
-from tests.contract.probes import Gate, Journal
+from tests.contract.probes import Gate, Journal, notes
 
 pytestmark = pytest.mark.anyio
 
@@ -252,6 +252,13 @@ async def test_a_key_that_cannot_be(journal: Journal, serve: Serve) -> None:
     async with serve(bound(journal, key=lambda value: [value])) as graph:
         with pytest.raises(SerializationError, match="Model: its cache key: unhashable"):
             await graph.handle.remote(1)
+
+
+async def test_a_key_function_that_fails(journal: Journal, serve: Serve) -> None:
+    async with serve(bound(journal, key=lambda value, other: value)) as graph:
+        with pytest.raises(TypeError) as caught:
+            await graph.handle.remote(1)
+        assert "in the cache key of Model" in notes(caught.value)
 
 
 async def test_streams_are_not_kept(journal: Journal, serve: Serve) -> None:

@@ -127,6 +127,18 @@ def test_a_client_that_sends_no_key_is_told() -> None:
     assert problem["msg"] == "there is no 'id' in the dict"
 
 
+@pytest.mark.parametrize("key", [1.5, [1], {}])
+def test_a_client_that_sends_another_kind_of_key_is_told(key: Any) -> None:
+    with InputNode() as user:
+        dag = split({other.bind(): 1}, sticky_by="id").bind(user)
+    with TestClient(served(dag)) as client:
+        answer = client.post(PATH, json={"id": key})
+    assert answer.status_code == 422
+    (problem,) = answer.json()["detail"]
+    assert problem["loc"] == ["body", "id"]
+    assert "a key is a str, bytes, an int or a UUID" in problem["msg"]
+
+
 @pytest.mark.parametrize("make", [lambda a, b: split({a: 1, b: 1}), shadow])
 def test_it_answers_with_a_stream(make: Any) -> None:
     with TestClient(served(make(stream.bind(), stream.bind()))) as client:

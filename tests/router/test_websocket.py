@@ -376,6 +376,8 @@ def test_a_graph_without_streams_has_no_websocket() -> None:
         assert "InputNode(AsyncIterator[str])" in str(caught.value)
     with pytest.raises(GraphDefinitionError, match="must be a path that starts"):
         graph_router(talking(shout), websocket="ws")
+    with pytest.raises(GraphDefinitionError, match="websocket=True must be a path"):
+        graph_router(talking(shout), websocket=True)  # type: ignore[arg-type]
 
 
 def test_an_input_stream_has_one_reader() -> None:

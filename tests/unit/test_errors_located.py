@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from fastapi_graph import Graph, InputNode, deployment
+from fastapi_graph import (
+    Graph,
+    GraphDefinitionError,
+    InputNode,
+    OptionError,
+    batch,
+    deployment,
+)
 from tests.unit.located import line, refused
 
 HERE = Path(__file__).name
@@ -186,6 +193,7 @@ USES = {
     "searched": lambda node: 1 in node,
     "used as a condition": lambda node: bool(node),
     "measured": lambda node: len(node),
+    "part of a text": lambda node: f"say {node}",
 }
 
 
@@ -199,6 +207,44 @@ def test_a_node_has_no_value_yet(use: str, make: Any) -> None:
         word = {"unpacked": "iterated"}.get(use, use)
         with refused(word, f"{HERE}:{USES[use].__code__.co_firstlineno}", at=bound):
             USES[use](node)
+
+
+def test_a_second_bind_of_an_instance_names_a_method() -> None:
+    node = Model.bind()
+    with refused("it is an instance", ".forward.bind(...)"):
+        node.bind(1)
+
+
+@pytest.mark.parametrize("retry_on", ["ConnectionError", ConnectionError("x"), [ValueError, 1]])
+def test_retry_on_what_is_no_exception_type(retry_on: Any) -> None:
+    with pytest.raises(OptionError, match="is not an exception type, or a tuple of them"):
+        one.options(retry_on=retry_on)
+
+
+def test_retry_on_can_be_taken_back() -> None:
+    with_it = one.options(retry_on=ValueError)
+    assert with_it.options(retry_on=None).deployment_options.retry_on == ()
+
+
+@pytest.mark.parametrize("fallback", [lambda: 0, lambda _a, _b: 0, lambda *, name: 0])
+def test_a_fallback_of_other_arguments(fallback: Any) -> None:
+    node = one.options(fallback=fallback).bind(1)
+    with pytest.raises(GraphDefinitionError, match=r"one: its fallback .* gets the arguments of"):
+        Graph(node)
+
+
+@pytest.mark.parametrize("fallback", [lambda _: 0, lambda *_: 0, lambda _a, _b=0: 0])
+def test_a_fallback_of_the_same_arguments(fallback: Any) -> None:
+    Graph(one.options(fallback=fallback).bind(1))
+
+
+def test_a_batch_of_what_is_no_list() -> None:
+    @batch
+    async def shout(text: str) -> str:
+        return text.upper()
+
+    with pytest.raises(GraphDefinitionError, match=r"shout: text: str .* list\[str\]"):
+        deployment(shout)
 
 
 def test_slicing() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from fastapi_graph import Graph, InputNode, UnknownMethodError, deployment, shadow, split
 from fastapi_graph.graph.build import Plan, build
@@ -104,6 +105,26 @@ def test_sticky_by(sticky_by: Any) -> None:
     node = one.bind()
     with refused("split", "sticky_by", "function"):
         split({node: 1}, sticky_by=sticky_by)
+
+
+class User(BaseModel):
+    id: int
+
+
+@deployment
+def of_user(user: User) -> int:
+    return user.id
+
+
+@pytest.mark.parametrize("nested", [lambda node: node, lambda node: shadow(node, of_user.bind())])
+def test_a_key_that_the_declared_type_lacks(nested: Any) -> None:
+    with InputNode(User) as user:
+        nested(split({of_user.bind(): 1}, sticky_by="id")).bind(user)
+        node = nested(split({of_user.bind(): 1}, sticky_by="idd"))
+        with refused("split(of_user): sticky_by='idd'", "User has no attribute 'idd'", at=line(-1)):
+            node.bind(user)
+    with InputNode() as anything:
+        split({of_user.bind(): 1}, sticky_by="idd").bind(anything)
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.1, math.nan, "all", True])
