@@ -159,7 +159,8 @@ async def test_a_generator_is_a_window_ahead_of_its_reader(
         read += 1
 
     await client.stream(method, (*args, 40), {}, emit)
-    assert (read, most) == (40, ahead)
+    assert read == 40
+    assert ahead // 2 < most <= ahead  # a thread on a busy machine may not get as far
 
 
 @pytest.mark.parametrize("method", ["count", "sync_count"])
