@@ -145,6 +145,8 @@ class DeploymentClient(Balancer):
                 await peer.cancel(number)
                 raise
             except Elsewhere:
+                if flags & KEPT:
+                    peer.release(unpack_number(bytes(content[0])))
                 continue
             except Lost as lost:
                 self._update()
@@ -209,6 +211,8 @@ class DeploymentClient(Balancer):
                 if message.kind == Kind.ERROR:
                     self._result(message)
             except Elsewhere:
+                if flags & KEPT:
+                    peer.release(unpack_number(bytes(content[0])))
                 continue
             except Lost as lost:
                 self._update()

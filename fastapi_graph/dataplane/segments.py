@@ -27,8 +27,10 @@ logger = logging.getLogger("fastapi_graph")
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - the folder in it is this user's alone
 _LOCK = "lock"
+_ENDED = "ended"
 _PASSING = "in-"
 LEFT_AT_MOST_S = 60.0
+PASSING_AT_MOST_S = 600.0  # a replica may be too busy to take it for a while
 
 
 class Segments:
@@ -56,17 +58,28 @@ class Segments:
         mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
         return mine and stat.S_IMODE(found.st_mode) == 0o700
 
-    def open(self) -> bool:
-        """Make the folder, which lives as long as this process; False where that cannot be."""
+    def open(self, reserve: int = 0) -> bool:
+        """Make the folder, which lives as long as this process; False where that cannot be.
+
+        Args:
+            reserve: Bytes of the shared memory that stay free. Ray's object store has promised
+                itself pages that it takes only when it needs them, and a process that touches one
+                where there is none left dies.
+        """
+        made = False
         try:
             self._base.mkdir(mode=0o700, exist_ok=True)
             if not self._is_ours():
                 return False  # somebody else was first
             self.folder.mkdir(mode=0o700)
+            made = True
             self._lock = os.open(self.folder / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
+            os.write(self._lock, b"%d" % reserve)
         except OSError as error:
             logger.debug("no shared memory: %s", error)
+            if made:
+                self.close()  # or others would bring what nobody takes
             return False
         return True
 
@@ -79,7 +92,7 @@ class Segments:
 
     def write(self, name: str, payload: Payload) -> bool:
         """Write a value; False where there is no such folder, or no room."""
-        if not self._is_ours():
+        if not self._is_ours() or not self._has_room(payload.size):
             return False
         path = self.folder / name
         try:
@@ -99,6 +112,14 @@ class Segments:
             os.close(file)
         return True
 
+    def _has_room(self, size: int) -> bool:
+        try:
+            reserve = int((self.folder / _LOCK).read_bytes() or b"0")
+            found = os.statvfs(self.folder)
+        except OSError:
+            return False
+        return found.f_bavail * found.f_frsize - size > reserve
+
     def read(self, name: str) -> Payload | None:
         """Map a value; None if it is not there. What is written to it, nobody else sees."""
         if not self._is_ours():
@@ -109,6 +130,9 @@ class Segments:
             return None
         try:
             return split_payload(mmap.mmap(file, 0, access=mmap.ACCESS_COPY), 0)
+        except (OSError, ValueError) as error:
+            logger.debug("%s cannot be mapped: %s", name, error)
+            return None
         finally:
             os.close(file)
 
@@ -139,16 +163,25 @@ class Segments:
         Until then it can still be used: the values of a replica outlive it for a while.
         """
         with contextlib.suppress(OSError):
-            for path in self.folder.glob(f"{_PASSING}*"):
-                if _is_old(path):
-                    path.unlink()
-            for folder in self._base.iterdir():
-                if _is_old(folder) and _has_ended(folder):
-                    shutil.rmtree(folder, ignore_errors=True)
+            for path in [*self.folder.glob(f"{_PASSING}*"), *self._base.iterdir()]:
+                with contextlib.suppress(OSError):  # it has just been removed
+                    _remove_if_left(path)
 
 
-def _is_old(path: Path) -> bool:
-    return path.stat().st_mtime < time.time() - LEFT_AT_MOST_S
+def _remove_if_left(path: Path) -> None:
+    if path.name.startswith(_PASSING):
+        if _is_older(path, PASSING_AT_MOST_S):
+            path.unlink()
+    elif _is_older(path, LEFT_AT_MOST_S) and _has_ended(path):
+        # From when it is seen first: what was written long before may still be wanted.
+        if not (path / _ENDED).exists():
+            (path / _ENDED).touch()
+        elif _is_older(path / _ENDED, LEFT_AT_MOST_S):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_older(path: Path, seconds: float) -> bool:
+    return path.stat().st_mtime < time.time() - seconds
 
 
 def _has_ended(folder: Path) -> bool:

@@ -17,6 +17,8 @@ __all__ = ["LEAST", "WINDOW", "Room", "Taken", "cost"]
 
 WINDOW = 64 * 1024
 LEAST = WINDOW // 16
+TURN_S = 0.001
+"""Seconds after which a source that never waits has had its turn of the event loop."""
 
 
 def cost(*parts: Part) -> int:
@@ -30,6 +32,8 @@ class Room:
     def __init__(self, size: int = WINDOW) -> None:
         self._size = size
         self._more = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._went_on = self._loop.time()
 
     def grant(self, content: bytes | bytearray) -> None:
         """Take the content of a CREDIT; one that has none grants nothing."""
@@ -40,9 +44,12 @@ class Room:
     async def use(self, size: int) -> None:
         """Note that an item was sent, and wait until another one may be."""
         self._size -= size
+        if self._size > 0 and self._loop.time() > self._went_on + TURN_S:
+            await asyncio.sleep(0)  # what takes time to make is sent at once, and lets others run
         while self._size <= 0:
             self._more.clear()
             await self._more.wait()
+        self._went_on = self._loop.time()
 
 
 class Taken:

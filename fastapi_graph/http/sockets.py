@@ -180,6 +180,7 @@ class SocketEndpoint:
                 await websocket.send_text(said)
         except RuntimeError as error:
             # What uvloop raises for a transport that is closed already: gunicorn passes it on.
+            logger.debug("%s: a message was not sent: %r", self._label, error)
             raise WebSocketDisconnect(1006) from error
 
     def _failure(self, error: Exception, sent: int) -> tuple[int, str]:

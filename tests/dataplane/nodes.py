@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -102,6 +103,11 @@ class Node:
                 yield number
         finally:
             self.log.append("closed")
+
+    async def compute(self, stop: int) -> AsyncIterator[int]:
+        for number in range(stop):
+            time.sleep(0.02)  # noqa: ASYNC251 - as models do
+            yield number
 
     async def blocks(self, size: int, stop: int) -> AsyncIterator[bytes]:
         for number in range(stop):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import traceback
 from typing import Any
 
@@ -161,6 +162,19 @@ async def test_a_generator_is_a_window_ahead_of_its_reader(
     await client.stream(method, (*args, 40), {}, emit)
     assert read == 40
     assert ahead // 2 < most <= ahead  # a thread on a busy machine may not get as far
+
+
+async def test_an_item_that_takes_time_is_sent_at_once(network: Network) -> None:
+    served = await network.serve()
+    client = network.client(served)
+    started = time.perf_counter()
+    arrived: list[float] = []
+
+    async def emit(item: int) -> None:
+        arrived.append(time.perf_counter() - started)
+
+    await client.stream("compute", (10,), {}, emit)
+    assert arrived[0] < arrived[-1] - 0.1
 
 
 @pytest.mark.parametrize("method", ["count", "sync_count"])

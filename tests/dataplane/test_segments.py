@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from fastapi_graph.dataplane import codec, segments
-from fastapi_graph.dataplane.segments import LEFT_AT_MOST_S, Segments
+from fastapi_graph.dataplane.segments import PASSING_AT_MOST_S, Segments
 
 
 @pytest.fixture
@@ -96,6 +96,36 @@ def test_a_value_that_finds_no_room_leaves_nothing(own: Segments) -> None:
     assert own.write("1", payload_of(bytes(2 << 20)))
 
 
+def test_what_others_have_been_promised_stays_free(replica_id: str) -> None:
+    own = Segments(replica_id)
+    found = os.statvfs(segments.MEMORY)
+    assert own.open(reserve=found.f_bavail * found.f_frsize - (8 << 20))
+    try:
+        assert own.write("1", payload_of(bytes(1 << 20)))
+        assert not own.write("2", payload_of(bytes(9 << 20)))
+        assert not Segments(replica_id).bring(3, payload_of(bytes(9 << 20)))
+    finally:
+        own.close()
+
+
+def test_a_folder_that_cannot_be_locked_is_not_left(
+    replica_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError("no locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    own = Segments(replica_id)
+    assert not own.open()
+    assert not own.folder.exists()
+
+
+def test_what_cannot_be_mapped_is_not_there(own: Segments) -> None:
+    (own.folder / "in-5").touch()
+    assert own.take(5) is None
+    assert not (own.folder / "in-5").exists()
+
+
 @pytest.mark.parametrize("mode", [0o777, 0o755])
 def test_a_folder_that_others_may_enter_is_not_used(
     mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -136,7 +166,7 @@ def test_no_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def make_old(path: Path) -> None:
-    past = time.time() - LEFT_AT_MOST_S - 1
+    past = time.time() - PASSING_AT_MOST_S - 1
     os.utime(path, (past, past))
 
 
@@ -167,9 +197,12 @@ def test_what_a_killed_process_has_left_behind_goes_after_a_while(own: Segments)
         assert value_of(another.read("1")) == "left behind", "its process lives"
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert another.bring(1, payload_of("too late"))  # and so it has been used just now
     own.sweep()
-    assert value_of(another.read("1")) == "left behind"
+    assert value_of(another.read("1")) == "left behind", "it may still be wanted"
+    make_old(another.folder)
+    own.sweep()
+    assert value_of(another.read("1")) == "left behind", "it has been seen just now"
+    make_old(another.folder / "ended")
     make_old(another.folder)
     own.sweep()
     assert not another.folder.exists()

@@ -7,7 +7,8 @@ store.
 from __future__ import annotations
 
 import asyncio
-import random
+import os
+import secrets
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -82,7 +83,7 @@ class Actors:
         if not isinstance(stored, _Segment):
             return stored
         if stored.reference is None:  # nobody on another machine has asked for it yet
-            stored.reference = await asyncio.to_thread(ray.put, stored.load())
+            stored.reference = await asyncio.to_thread(stored.stored)
         return stored.reference
 
     async def fetch(self, kept: Kept) -> Any:
@@ -113,7 +114,7 @@ class Actors:
         Raises:
             OSError: The replica cannot be reached.
         """
-        number: int = random.randint(KEPT_AT_MOST + 1, 0xFFFF_FFFF)
+        number = secrets.randbits(31) + KEPT_AT_MOST + 1
         if self._shared_memory and await asyncio.to_thread(
             Segments(replica_id).bring, number, payload
         ):
@@ -155,9 +156,10 @@ class _Segment:
         self.reference: Any = None
         self._segments = segments
         self._name = name
+        self._process = os.getpid()
 
-    def load(self) -> Any:
-        """Return the value.
+    def stored(self) -> Any:
+        """Return a reference to the value in the object store.
 
         Raises:
             KeyError: It is not there any more.
@@ -165,7 +167,8 @@ class _Segment:
         payload = self._segments.read(self._name)
         if payload is None:
             raise KeyError(self._name)
-        return codec.decode(payload, "a large value")
+        return ray.put(codec.decode(payload, "a large value"))
 
     def __del__(self) -> None:
-        self._segments.remove(self._name)
+        if os.getpid() == self._process:  # and not a child of it
+            self._segments.remove(self._name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import secrets
@@ -60,8 +59,11 @@ class ReplicaActor:
         log_to_stderr(boot.client_settings.get("log_format", "text"))
         self._loop = asyncio.get_running_loop()
         shared_memory = boot.client_settings["shared_memory"]
-        segments = Segments(boot.replica_id)
-        self._segments = segments if shared_memory and segments.open() else None
+        self._segments = None
+        if shared_memory:
+            segments = Segments(boot.replica_id)
+            reserve = await asyncio.to_thread(_object_store_size)
+            self._segments = segments if segments.open(reserve) else None
         self._actors = Actors(
             boot.namespace, _here, shared_memory=shared_memory, segments=self._segments
         )
@@ -97,7 +99,6 @@ class ReplicaActor:
             )
             raise StartFailed(reason, bytes(codec.encode_exception(error).body)) from None
         self._address = await self._listen()
-        gc.freeze()  # as `RayRuntime.settle()` has it
         return self._address
 
     async def run(self) -> None:
@@ -296,6 +297,15 @@ class ReplicaActor:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _object_store_size() -> int:
+    """Return how many bytes the object store of this node may have."""
+    here = ray.get_runtime_context().get_node_id()
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        if node["NodeID"] == here:
+            return int(node["Resources"].get("object_store_memory", 0))
+    return 0
 
 
 async def _here(coroutine: Coroutine[Any, Any, Any]) -> Any:

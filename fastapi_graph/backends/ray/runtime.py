@@ -52,6 +52,7 @@ class RayRuntime:
     def __init__(self, settings: GraphSettings) -> None:
         self._users = 0
         self._connected = False
+        self._settled = False
         self.loop = asyncio.new_event_loop()
         self._ready: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._thread = threading.Thread(
@@ -106,6 +107,9 @@ class RayRuntime:
         A process with Ray in it has hundreds of thousands of objects that stay for good. To go
         through them over and over while requests wait for replicas costs a tenth of its time.
         """
+        if self._settled:
+            gc.unfreeze()  # what has become garbage since then
+        self._settled = True
         gc.collect()  # what it finds is also its measure of how much has to come until it looks
         gc.freeze()
 
@@ -144,7 +148,8 @@ class RayRuntime:
             task.cancel()
         if tasks:
             self.loop.run_until_complete(asyncio.wait(tasks, timeout=_END_TIMEOUT_S))
-        gc.unfreeze()
+        if self._settled:
+            gc.unfreeze()
         if self._connected:
             del tasks
             gc.collect()  # what refers to Ray's objects must not outlive the connection
