@@ -301,6 +301,19 @@ def _name(annotation: Any) -> str:
     return getattr(annotation, "__qualname__", None) or str(annotation)
 
 
+def _class_of(annotation: Any) -> tuple[Any, Any]:
+    """Return an annotation without `Annotated`, and the class that it is of, if it is of one."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return annotation, type(None) if annotation is None else get_origin(annotation) or annotation
+
+
+def is_mapping(annotation: Any) -> bool:
+    """Say whether a part of such a value is read with `[key]`, and not as an attribute."""
+    _, cls = _class_of(annotation)
+    return is_typeddict(cls) or (isinstance(cls, type) and issubclass(cls, Mapping))
+
+
 def access_type(source: Any, access: Access) -> Any:
     """Return the type of `access` into a value of type `source`, `Any` if unknown.
 
@@ -308,9 +321,7 @@ def access_type(source: Any, access: Access) -> Any:
         GraphDefinitionError: The type definitely has no such key or attribute. The message
             is the reason only; the caller adds what was bound where.
     """
-    if get_origin(source) is Annotated:
-        source = get_args(source)[0]
-    origin = type(None) if source is None else get_origin(source) or source
+    source, origin = _class_of(source)
     if origin in (Any, types.UnionType) or not isinstance(origin, type):
         return Any
     if origin in _ONLY_STREAMS:
@@ -325,7 +336,7 @@ def access_type(source: Any, access: Access) -> Any:
 
 def _attribute_type(cls: type, name: str) -> Any:
     fields = _fields(cls)
-    if is_typeddict(cls) or issubclass(cls, Mapping):
+    if is_mapping(cls):
         closed = not hasattr(cls, name)
         hint = f"; read a key with [{name!r}]"
     else:

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar, get_origin, is_typeddict
+from typing import Any, ClassVar, TypeVar
 
 from fastapi_graph.errors import GraphDefinitionError, UnknownMethodError
 from fastapi_graph.graph import signatures
@@ -121,10 +121,9 @@ class VirtualNode(InstanceNode):
         if not isinstance(key, str | int) or not arguments or not isinstance(arguments[0], Node):
             return
         given = arguments[0]._value_type()
-        is_mapping = isinstance(given, type) and issubclass(get_origin(given) or given, Mapping)
-        is_mapping = is_mapping or is_typeddict(given)
+        attribute = isinstance(key, str) and not signatures.is_mapping(given)
         try:
-            signatures.access_type(given, Access(key, isinstance(key, str) and not is_mapping))
+            signatures.access_type(given, Access(key, attribute))
         except GraphDefinitionError as error:
             raise GraphDefinitionError(
                 f"{self._label()}: sticky_by={key!r}, but {error} (bound at {self._where}, its "

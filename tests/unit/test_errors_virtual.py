@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import pytest
 from pydantic import BaseModel
@@ -125,6 +125,22 @@ def test_a_key_that_the_declared_type_lacks(nested: Any) -> None:
             node.bind(user)
     with InputNode() as anything:
         split({of_user.bind(): 1}, sticky_by="idd").bind(anything)
+
+
+class Row(TypedDict):
+    id: int
+
+
+@pytest.mark.parametrize(
+    "type_", [dict, dict[str, Any], Mapping[str, int], Row, Annotated[dict[str, Any], "a row"]]
+)
+def test_a_key_of_a_declared_mapping(type_: Any) -> None:
+    @deployment
+    def of_row(row: Any) -> int:
+        return 1
+
+    with InputNode(type_) as row:
+        split({of_row.bind(): 1}, sticky_by="id").bind(row)
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.1, math.nan, "all", True])
