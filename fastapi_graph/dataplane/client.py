@@ -113,7 +113,7 @@ class DeploymentClient(Balancer):
     async def _call(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Peer, Message]:
-        flags, content, arguments, relays = self._request(method, args, kwargs)
+        flags, content, large, relays = self._request(method, args, kwargs)
         loop = asyncio.get_running_loop()
         attempt = current_attempt.get() or Attempt(self.max_retries)
         while True:
@@ -131,8 +131,8 @@ class DeploymentClient(Balancer):
             number = 0
             try:
                 attempt.avoid.add(peer.replica_id)
-                if flags & KEPT:
-                    content = await self._deposited(peer, arguments)
+                if large is not None:
+                    content = await self._deposited(peer, large)
                 future: asyncio.Future[Message] = loop.create_future()
                 head = self._head(method, attempt.number)
                 number = peer.call(flags, (head, *content), future, relays)
@@ -145,8 +145,8 @@ class DeploymentClient(Balancer):
                 await peer.cancel(number)
                 raise
             except Elsewhere:
-                if flags & KEPT:
-                    peer.release(unpack_number(bytes(content[0])))
+                if large is not None:
+                    peer.release(unpack_number(content[0]))  # it has not taken them
                 continue
             except Lost as lost:
                 self._update()
@@ -162,12 +162,10 @@ class DeploymentClient(Balancer):
                 self._give_back(peer)
             return peer, message
 
-    async def _deposited(self, peer: Peer, arguments: Any) -> tuple[Part, ...]:
+    async def _deposited(self, peer: Peer, large: tuple[Any, Payload]) -> tuple[Part, ...]:
         """Bring large arguments to a replica, and return what stands for them in the call."""
         assert self._exchange is not None
-        value, payload = arguments
-        deposit = self._exchange.deposit(peer.replica_id, value, payload)
-        depositing = asyncio.ensure_future(deposit)
+        depositing = asyncio.ensure_future(self._exchange.deposit(peer.replica_id, *large))
         try:
             number = await asyncio.shield(depositing)
         except asyncio.CancelledError:
@@ -186,7 +184,7 @@ class DeploymentClient(Balancer):
 
         It is tried again elsewhere only until its first item.
         """
-        flags, content, arguments, relays = self._request(method, args, kwargs)
+        flags, content, large, relays = self._request(method, args, kwargs)
         attempt = current_attempt.get() or Attempt(self.max_retries)
         while True:
             holder = self._take_for_model() if self._multiplexes else None
@@ -196,23 +194,23 @@ class DeploymentClient(Balancer):
             items, taken = _Items(), Taken()
             try:
                 attempt.avoid.add(peer.replica_id)
-                if flags & KEPT:
-                    content = await self._deposited(peer, arguments)
+                if large is not None:
+                    content = await self._deposited(peer, large)
                 head = self._head(method, attempt.number)
                 number = peer.call(flags | STREAM, (head, *content), items, relays)
                 while (message := await items.next()).kind == Kind.ITEM:
                     if peer.degraded:
                         self._note_degraded(peer, number)
                     await emit(self._result(message))
-                    if credit := taken.add(cost(message.content)):
-                        peer.grant(number, credit)
+                    if room := taken.add(cost(message.content)):
+                        peer.grant(number, room)
                 if peer.degraded:
                     self._note_degraded(peer, number)
                 if message.kind == Kind.ERROR:
                     self._result(message)
             except Elsewhere:
-                if flags & KEPT:
-                    peer.release(unpack_number(bytes(content[0])))
+                if large is not None:
+                    peer.release(unpack_number(content[0]))  # it has not taken them
                 continue
             except Lost as lost:
                 self._update()
@@ -235,8 +233,11 @@ class DeploymentClient(Balancer):
 
     def _request(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[int, tuple[Part, ...], Any, Relays | None]:
-        """Return the flags of a call, what follows its head, its arguments and their streams."""
+    ) -> tuple[int, tuple[Part, ...], tuple[Any, Payload] | None, Relays | None]:
+        """Return the flags of a call, what follows its head, and the streams in its arguments.
+
+        Arguments that are too large to follow the head are returned before the streams.
+        """
         arguments: Any = (args, kwargs)
         relays: Relays | None = None
         flags = 0
@@ -255,9 +256,9 @@ class DeploymentClient(Balancer):
             if payload.size >= LARGE:
                 return flags | KEPT, (), (arguments, payload), relays
         if not buffers:
-            return flags, (body,), arguments, relays
+            return flags, (body,), None, relays
         parts = tuple(join_payload(payload.copied(), len(self._head(method))))
-        return flags | BUFFERS, parts, arguments, relays
+        return flags | BUFFERS, parts, None, relays
 
     def _head(self, method: str, attempt: int = 1) -> bytes:
         deadline, trace = current_deadline.get(), current_trace()

@@ -184,12 +184,12 @@ def encode_head(
 
 
 def pack_number(number: int) -> bytes:
-    """Return the number of a kept value as content."""
+    """Return a number as content: that of a kept value, or how much room a stream gets."""
     return _SIZES.pack(number)
 
 
-def unpack_number(content: bytes | bytearray, start: int = 0) -> int:
-    """Return the number of a kept value.
+def unpack_number(content: Part, start: int = 0) -> int:
+    """Return what `pack_number()` was given.
 
     Raises:
         ValueError: There are too few bytes.
@@ -197,7 +197,7 @@ def unpack_number(content: bytes | bytearray, start: int = 0) -> int:
     try:
         number: int = _SIZES.unpack_from(content, start)[0]
     except struct.error as error:
-        raise ValueError(f"the number of a kept value is cut off: {error}") from None
+        raise ValueError(f"a number is cut off: {error}") from None
     return number
 
 

@@ -10,7 +10,15 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from fastapi_graph.dataplane.connection import Connection
-from fastapi_graph.dataplane.frames import KEPT, Kind, Load, Message, Part, unpack_number
+from fastapi_graph.dataplane.frames import (
+    KEPT,
+    Kind,
+    Load,
+    Message,
+    Part,
+    pack_number,
+    unpack_number,
+)
 from fastapi_graph.dataplane.protocol import Link
 from fastapi_graph.dataplane.relays import Relay, Relays
 
@@ -170,9 +178,9 @@ class Peer:
         """Let go of a value that it keeps; without a connection it has done so already."""
         self.tell(Kind.RELEASE, 0, number)
 
-    def grant(self, number: int, credit: bytes) -> None:
+    def grant(self, number: int, room: int) -> None:
         """Let a stream go on."""
-        self.tell(Kind.CREDIT, 0, number, credit)
+        self.tell(Kind.CREDIT, 0, number, pack_number(room))
 
     def tell(self, kind: int, flags: int, number: int, *parts: Part) -> None:
         """Send a message; without a connection there is nobody who needs it.

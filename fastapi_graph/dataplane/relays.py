@@ -25,7 +25,6 @@ from fastapi_graph.dataplane.frames import (
     pack_number,
     payload_of,
     payload_parts,
-    unpack_number,
 )
 from fastapi_graph.dataplane.window import WINDOW, Room, Taken, cost
 from fastapi_graph.errors import LocalProtocolError, NodeError
@@ -202,17 +201,17 @@ class Incoming:
             SerializationError: An item cannot be unpickled.
             Exception: What the stream raised.
         """
-        taken, credit = Taken(), pack_number(WINDOW)
+        taken, room = Taken(), WINDOW
         try:
             while True:
-                if credit:
-                    self._asked += unpack_number(credit)
-                    self._tell(Kind.CREDIT, 0, self._number, credit)
+                if room:
+                    self._asked += room
+                    self._tell(Kind.CREDIT, 0, self._number, pack_number(room))
                 message = await self._inbox.get()
                 if message.kind != Kind.ITEM:
                     break
                 await emit(codec.decode(payload_of(message), self._what))
-                credit = taken.add(cost(message.content))
+                room = taken.add(cost(message.content))
         finally:
             if not self._ended:
                 self._tell(Kind.RELEASE, 0, self._number)

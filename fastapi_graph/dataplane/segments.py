@@ -21,7 +21,7 @@ from pathlib import Path
 from fastapi_graph.dataplane.codec import Payload
 from fastapi_graph.dataplane.frames import join_payload, split_payload
 
-__all__ = ["LEFT_AT_MOST_S", "Segments"]
+__all__ = ["LEFT_AT_MOST_S", "Segments", "is_private"]
 
 logger = logging.getLogger("fastapi_graph")
 
@@ -31,6 +31,16 @@ _ENDED = "ended"
 _PASSING = "in-"
 LEFT_AT_MOST_S = 60.0
 PASSING_AT_MOST_S = 600.0  # a replica may be too busy to take it for a while
+
+
+def is_private(folder: Path) -> bool:
+    """Say whether it is a folder of this user's into which nobody else can have put anything."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return mine and stat.S_IMODE(found.st_mode) == 0o700
 
 
 class Segments:
@@ -49,15 +59,6 @@ class Segments:
         self.folder = self._base / name
         self._lock: int | None = None
 
-    def _is_ours(self) -> bool:
-        """Say whether nobody else can have put anything there."""
-        try:
-            found = self._base.lstat()
-        except OSError:
-            return False
-        mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-        return mine and stat.S_IMODE(found.st_mode) == 0o700
-
     def open(self, reserve: int = 0) -> bool:
         """Make the folder, which lives as long as this process; False where that cannot be.
 
@@ -69,7 +70,7 @@ class Segments:
         made = False
         try:
             self._base.mkdir(mode=0o700, exist_ok=True)
-            if not self._is_ours():
+            if not is_private(self._base):
                 return False  # somebody else was first
             self.folder.mkdir(mode=0o700)
             made = True
@@ -92,7 +93,7 @@ class Segments:
 
     def write(self, name: str, payload: Payload) -> bool:
         """Write a value; False where there is no such folder, or no room."""
-        if not self._is_ours() or not self._has_room(payload.size):
+        if not is_private(self._base) or not self._has_room(payload.size):
             return False
         path = self.folder / name
         try:
@@ -122,7 +123,7 @@ class Segments:
 
     def read(self, name: str) -> Payload | None:
         """Map a value; None if it is not there. What is written to it, nobody else sees."""
-        if not self._is_ours():
+        if not is_private(self._base):
             return None
         try:
             file = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from fastapi_graph.dataplane.frames import Part, pack_number, unpack_number
+from fastapi_graph.dataplane.frames import Part, unpack_number
 
 __all__ = ["LEAST", "WINDOW", "Room", "Taken", "cost"]
 
@@ -58,10 +58,10 @@ class Taken:
     def __init__(self) -> None:
         self._size = 0
 
-    def add(self, size: int) -> bytes:
-        """Note that an item was taken; return the content of a CREDIT if it is time for one."""
+    def add(self, size: int) -> int:
+        """Note that an item was taken; return the room to give back now, which may be none."""
         self._size += size
         if self._size < WINDOW // 2:
-            return b""
+            return 0
         taken, self._size = self._size, 0
-        return pack_number(taken)
+        return taken

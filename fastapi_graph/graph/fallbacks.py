@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +42,7 @@ def check_fallback(node: DeploymentNode, fallback: Any) -> None:
                 f"{', '.join(missing)} {where}"
             )
     if not isinstance(fallback, Node) and callable(fallback):
-        _check_takes(fallback, node, who, where)
+        _check_takes(fallback, node, who)
     for name in _methods(node):
         (target,) = node._targets(name)
         expected = signatures.return_type(target.function)
@@ -57,28 +56,28 @@ def check_fallback(node: DeploymentNode, fallback: Any) -> None:
             )
 
 
-def _check_takes(fallback: Callable[..., Any], node: DeploymentNode, who: str, where: str) -> None:
+def _check_takes(fallback: Callable[..., Any], node: DeploymentNode, who: str) -> None:
     """Check that a function takes what one of the methods cannot be called without."""
-    refused = ""
+    refusal: GraphDefinitionError | None = None
+    name = getattr(fallback, "__qualname__", "function")
     for method in _methods(node):
         (target,) = node._targets(method)
-        try:
-            wanted = [*inspect.signature(target.function).parameters.values()][target.takes_self :]
-            takes = inspect.signature(fallback)
-        except (TypeError, ValueError):  # there is none to look at
+        signature = signatures.signature_of(target.function)
+        if signature is None:
             return
+        wanted = [*signature.parameters.values()][target.takes_self :]
         needed = [parameter for parameter in wanted if parameter.default is parameter.empty]
-        by_position = [p for p in needed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        by_position = (p for p in needed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
         by_name = {p.name: None for p in needed if p.kind is p.KEYWORD_ONLY}
+        label = f"{who} {name}, which gets the arguments of {target.label},"
         try:
-            takes.bind(*by_position, **by_name)
-        except TypeError as error:
-            name = getattr(fallback, "__qualname__", "function")
-            refused = f"{who} {name}{takes} gets the arguments of {target.label}: {error} {where}"
+            signatures.check_arguments(label, fallback, (*by_position,), by_name, node._where)
+        except GraphDefinitionError as error:
+            refusal = error
         else:
             return
-    if refused:
-        raise GraphDefinitionError(refused)
+    if refusal is not None:
+        raise refusal
 
 
 def _methods(node: DeploymentNode) -> list[str]:

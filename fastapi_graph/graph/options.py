@@ -118,8 +118,10 @@ class DeploymentOptions(_Options):
     @field_validator("retry_on", mode="before")
     @classmethod
     def _one_type_or_several(cls, value: Any) -> Any:
-        if value is None or inspect.isclass(value):
-            return () if value is None else (value,)
+        if value is None:
+            return ()
+        if inspect.isclass(value):
+            return (value,)
         if not isinstance(value, tuple | list) or not all(map(inspect.isclass, value)):
             raise ValueError(f"{value!r} is not an exception type, or a tuple of them")
         return value

@@ -83,7 +83,7 @@ class Actors:
         if not isinstance(stored, _Segment):
             return stored
         if stored.reference is None:  # nobody on another machine has asked for it yet
-            stored.reference = await asyncio.to_thread(stored.stored)
+            stored.reference = await asyncio.to_thread(stored.put)
         return stored.reference
 
     async def fetch(self, kept: Kept) -> Any:
@@ -119,9 +119,8 @@ class Actors:
             Segments(replica_id).bring, number, payload
         ):
             return number
-        number = await self._run(self._deposit(replica_id, value))
-        assert isinstance(number, int)
-        return number
+        deposited: int = await self._run(self._deposit(replica_id, value))
+        return deposited
 
     async def _deposit(self, replica_id: str, value: Any) -> Any:
         reference = await asyncio.to_thread(ray.put, value)
@@ -158,8 +157,8 @@ class _Segment:
         self._name = name
         self._process = os.getpid()
 
-    def stored(self) -> Any:
-        """Return a reference to the value in the object store.
+    def put(self) -> Any:
+        """Return a reference to a copy of the value in the object store.
 
         Raises:
             KeyError: It is not there any more.

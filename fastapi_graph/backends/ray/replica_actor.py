@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import secrets
-import stat
 import sys
 import tempfile
 import time
@@ -27,7 +26,7 @@ from fastapi_graph.backends.ray.security import server_context
 from fastapi_graph.backends.ray.session import find_controller, follow
 from fastapi_graph.backends.ray.tunnel import TunnelEnds
 from fastapi_graph.dataplane import codec
-from fastapi_graph.dataplane.segments import LEFT_AT_MOST_S, Segments
+from fastapi_graph.dataplane.segments import LEFT_AT_MOST_S, Segments, is_private
 from fastapi_graph.dataplane.server import ReplicaServer
 from fastapi_graph.dataplane.values import Keeper
 from fastapi_graph.directory import Directory
@@ -58,9 +57,8 @@ class ReplicaActor:
         sys.path[:] = dict.fromkeys((*boot.sys_path, *sys.path))
         log_to_stderr(boot.client_settings.get("log_format", "text"))
         self._loop = asyncio.get_running_loop()
-        shared_memory = boot.client_settings["shared_memory"]
-        self._segments = None
-        if shared_memory:
+        self._segments: Segments | None = None
+        if shared_memory := boot.client_settings["shared_memory"]:
             segments = Segments(boot.replica_id)
             reserve = await asyncio.to_thread(_object_store_size)
             self._segments = segments if segments.open(reserve) else None
@@ -317,12 +315,7 @@ def _new_socket_path() -> str:
     folder = Path(tempfile.gettempdir()) / f"fastapi_graph-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if (
-        not stat.S_ISDIR(found.st_mode)
-        or found.st_uid != os.getuid()
-        or stat.S_IMODE(found.st_mode) != 0o700
-    ):
+    if not is_private(folder):
         folder = Path(tempfile.mkdtemp(prefix="fastapi_graph-"))  # somebody else was first
     for path in folder.glob("*.sock"):
         pid = path.name.partition("-")[0]
