@@ -45,7 +45,7 @@ GRAPHS = """
     routes = {"/added": added, "/scaled": dag, "/pid": pids}
     graph = Graph(dag, name="scaling")
 
-    canary = split({Scale.bind(1): 9, Scale.bind(2): 1}, sticky_by=0)
+    canary = split({Scale.bind(1): 9, Scale.bind(2): 1}, sticky_by=abs)
     spread = shadow(canary, Scale.bind(3), share=0.25).run.bind(added)
 
     class Holder:

@@ -58,7 +58,7 @@ def test_splits_and_shadows(project: Path) -> None:
         "Scale_2",
     ]
     assert tree[section + 1 :] == [
-        "split(Scale, Scale_1): 0.9 to Scale, 0.1 to Scale_1, sticky by 0 (graphs.py:37)",
+        "split(Scale, Scale_1): 0.9 to Scale, 0.1 to Scale_1, sticky by abs (graphs.py:37)",
         "shadow(split(Scale, Scale_1), Scale_2): split(Scale, Scale_1) answers, 0.25 of the calls "
         "are copied to Scale_2 (graphs.py:38)",
     ]

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from fastapi_graph import DeploymentHandle, deployment, get_request_context
+from fastapi_graph import DeploymentHandle, Graph, deployment, get_request_context
 
 PATIENCE_S = 20.0
 
@@ -39,6 +39,13 @@ class Journal:
         async with asyncio.timeout(PATIENCE_S):
             while self.count(entry) < count:
                 await asyncio.sleep(0.001)
+
+
+async def idle(graph: Graph) -> None:
+    """Wait until no slot is taken. Replicas in other processes say so once a second."""
+    async with asyncio.timeout(PATIENCE_S):
+        while any(status.ongoing or status.queued for status in graph.status()):
+            await asyncio.sleep(0.01)
 
 
 @deployment(max_ongoing_requests=100_000)

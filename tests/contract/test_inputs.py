@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from fastapi_graph import InputError, InputNode, OutputError, deployment
 from tests.contract.conftest import Serve
+from tests.contract.probes import idle
 
 pytestmark = pytest.mark.anyio
 
@@ -198,4 +199,4 @@ async def test_a_missing_part_is_no_fault_of_who_should_have_got_it(serve: Serve
                 await graph.handle.remote()
             assert not any("raised in deployment" in note for note in raised.value.__notes__)
             assert any("in node gets" in note for note in raised.value.__notes__)
-            assert [status.ongoing for status in graph.status()] == [0, 0]
+            await idle(graph)
