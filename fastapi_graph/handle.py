@@ -145,11 +145,14 @@ class DeploymentHandle:
             return _ThreadResponse(coroutine, home, callee, scope, context)
         begin: Any = start if running is home else submit
         begun = begin(_TaskResponse, coroutine, home, callee.label, callee.pending, context)
-        if running is not home:
-            future = asyncio.wrap_future(begun)
-            begun = _TaskResponse(outcome(future), loop=running, name=callee.label)
-        begun.scope = scope
-        return begun
+        try:
+            if running is not home:
+                future = asyncio.wrap_future(begun)
+                begun = _TaskResponse(outcome(future), loop=running, name=callee.label)
+            begun.scope = scope
+            return begun
+        finally:
+            del begun  # no cycle through the traceback of a call that has failed at once
 
     def _context(self, scope: Scope) -> Context:
         """Return the context of a call that begins."""
@@ -318,7 +321,10 @@ class _TaskResponse(asyncio.Task[Any], DeploymentResponse):
 
     def result(self, timeout_s: float | None = None) -> Any:
         if self.done():
-            return super().result()
+            try:
+                return super().result()
+            finally:
+                del self  # no cycle through the traceback of its exception
         home = self.get_loop()
         refuse_to_block(home, self.get_name())
         future = asyncio.run_coroutine_threadsafe(outcome(self), home)

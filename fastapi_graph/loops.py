@@ -33,13 +33,18 @@ def start(
         context: What it runs in; None for a copy of the current context.
     """
     task = eager_task(kind, coroutine, home, label, context)
-    if not task.done():
-        if (call := current_call.get()) is not None:
-            call.started(task, pending)
-        else:
-            pending.add(task)
-            task.add_done_callback(pending.discard)
-    return task
+    try:
+        if not task.done():
+            if (call := current_call.get()) is not None:
+                call.started(task, pending)
+            else:
+                pending.add(task)
+                task.add_done_callback(pending.discard)
+        return task
+    finally:
+        # The traceback of a task that has failed at once leads to this frame: if that led to the
+        # task, every such failure would leave a cycle to the garbage collector.
+        del task
 
 
 def submit(

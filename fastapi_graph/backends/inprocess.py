@@ -236,7 +236,10 @@ async def _serialized_call(
         result = await replica.call(method, args, kwargs)
     except Exception as error:
         failed = codec.decode_exception(codec.encode_exception(error))
-        raise failed from failed.__cause__
+        try:
+            raise failed from failed.__cause__
+        finally:
+            del failed  # no cycle through its traceback
     return _round_trip(result, f"{label}: the result")
 
 
@@ -253,7 +256,10 @@ async def _serialized_stream(
         await replica.stream(method, args, kwargs, emit_copy)
     except Exception as error:
         failed = codec.decode_exception(codec.encode_exception(error))
-        raise failed from failed.__cause__
+        try:
+            raise failed from failed.__cause__
+        finally:
+            del failed  # no cycle through its traceback
 
 
 def _label(replica: Replica, method: str) -> str:

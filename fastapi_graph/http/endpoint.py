@@ -211,9 +211,13 @@ class GraphEndpoint:
         except ClientDisconnect:
             return client_left(request)
         except GraphError as error:
-            if (said := self._said(error, value)) is error:
-                raise
-            raise said from error
+            said = self._said(error, value)
+            try:
+                if said is error:
+                    raise
+                raise said from error
+            finally:
+                del said  # no cycle through its traceback
         finally:
             watch.stop()
 
