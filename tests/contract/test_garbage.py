@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -19,7 +19,6 @@ from fastapi_graph import (
     graph_router,
 )
 from tests.contract.conftest import Serve
-
 
 pytestmark = pytest.mark.anyio
 
