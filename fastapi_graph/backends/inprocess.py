@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from fastapi_graph.backends import Backend, DeploymentState, DeploymentStatus
 from fastapi_graph.context import Emit
@@ -235,11 +235,7 @@ async def _serialized_call(
     try:
         result = await replica.call(method, args, kwargs)
     except Exception as error:
-        failed = codec.decode_exception(codec.encode_exception(error))
-        try:
-            raise failed from failed.__cause__
-        finally:
-            del failed  # no cycle through its traceback
+        _raise_as_from_elsewhere(error)
     return _round_trip(result, f"{label}: the result")
 
 
@@ -255,11 +251,15 @@ async def _serialized_stream(
     try:
         await replica.stream(method, args, kwargs, emit_copy)
     except Exception as error:
-        failed = codec.decode_exception(codec.encode_exception(error))
-        try:
-            raise failed from failed.__cause__
-        finally:
-            del failed  # no cycle through its traceback
+        _raise_as_from_elsewhere(error)
+
+
+def _raise_as_from_elsewhere(error: Exception) -> NoReturn:
+    failed = codec.decode_exception(codec.encode_exception(error))
+    try:
+        raise failed from failed.__cause__
+    finally:
+        del failed  # no cycle through its traceback
 
 
 def _label(replica: Replica, method: str) -> str:
