@@ -19,7 +19,7 @@ from bisect import bisect
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-from fastapi_graph.context import Call, Emit, add_note, current_call, current_deadline
+from fastapi_graph.context import Call, Emit, add_note, current_call
 from fastapi_graph.dataplane import codec
 from fastapi_graph.dataplane.codec import Payload
 from fastapi_graph.dataplane.values import Kept
@@ -28,7 +28,7 @@ from fastapi_graph.executor import Caller
 from fastapi_graph.graph.plan import Interface, Virtual
 from fastapi_graph.graph.virtual import Shadow, Split, StickyBy
 from fastapi_graph.replica import Replica
-from fastapi_graph.request import current_attempt, current_scope
+from fastapi_graph.request import Scope, current_attempt, current_request, current_scope
 
 __all__ = ["VirtualCaller", "rendezvous", "virtual_caller"]
 
@@ -266,8 +266,7 @@ class _ShadowCaller(VirtualCaller):
     async def _run(self, method: str, payload: Payload, *, streams: bool) -> None:
         # In the task's own context: the copy outlives the request and its deadline.
         current_call.set(Call())
-        current_deadline.set(None)
-        current_scope.set(None)
+        current_scope.set(Scope(current_request()))
         current_attempt.set(None)
         try:
             args, kwargs = codec.decode(payload, self._what)

@@ -15,7 +15,6 @@ __all__ = [
     "Host",
     "add_note",
     "current_call",
-    "current_deadline",
     "eager_task",
     "user_code",
 ]
@@ -81,9 +80,6 @@ class Call:
 
 
 current_call: ContextVar[Call | None] = ContextVar("fastapi_graph_call", default=None)
-
-current_deadline: ContextVar[float | None] = ContextVar("fastapi_graph_deadline", default=None)
-"""When the request has to be answered, by the clock of the event loop; None for whenever."""
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from fastapi_graph.context import Emit
 from fastapi_graph.errors import GraphDefinitionError, GraphError, OptionError
 from fastapi_graph.loops import current_loop, outcome, refuse_to_block, start, submit, wait
-from fastapi_graph.request import Request, Scope, current_request, current_scope, request_of_context
+from fastapi_graph.request import Scope, current_scope, scope_of_call
 from fastapi_graph.streams import ItemStream, streams_in
 
 __all__ = [
@@ -131,8 +131,9 @@ class DeploymentHandle:
             GraphDefinitionError: There is no such method.
         """
         callee = self._callee
-        scope = Scope(current_scope.get())
-        context = self._context(scope)
+        scope = scope_of_call(self._model_id)
+        context = copy_context()
+        context.run(current_scope.set, scope)
         if callee.streams(self._method):
             return DeploymentResponseGenerator(callee, self._method, args, kwargs, scope, context)
         home = callee.home()
@@ -153,16 +154,6 @@ class DeploymentHandle:
             return begun
         finally:
             del begun  # no cycle through the traceback of a call that has failed at once
-
-    def _context(self, scope: Scope) -> Context:
-        """Return the context of a call that begins."""
-        context = copy_context()
-        context.run(current_scope.set, scope)
-        if self._model_id:
-            context.run(current_request.set, request_of_context().for_model(self._model_id))
-        elif current_request.get() is None:
-            context.run(current_request.set, Request())
-        return context
 
     def options(
         self,

@@ -28,7 +28,7 @@ class RequestLogFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the attributes; let every record pass."""
-        request, call = current_request.get(), current_call.get()
+        request, call = current_request(), current_call.get()
         host = call.host if call is not None else None
         record.request_id = request.request_id if request is not None else ""
         record.node = host.name if host is not None else ""

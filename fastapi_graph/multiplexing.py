@@ -19,11 +19,11 @@ from typing import Any
 
 from anyio import CapacityLimiter
 
-from fastapi_graph.context import current_call, current_deadline, eager_task
+from fastapi_graph.context import current_call, eager_task
 from fastapi_graph.errors import GraphDefinitionError, InputError, OptionError
 from fastapi_graph.graph.nodes import caller_location, location
 from fastapi_graph.raised import twin
-from fastapi_graph.request import current_request
+from fastapi_graph.request import Scope, current_request, current_scope
 from fastapi_graph.threads import forget_finalizer, in_thread
 
 __all__ = ["ModelCache", "Multiplexed", "get_multiplexed_model_id", "models_of", "multiplexed"]
@@ -37,7 +37,7 @@ def get_multiplexed_model_id() -> str:
     A request asks with the header `serve_multiplexed_model_id`, a call with
     `handle.options(multiplexed_model_id=...)`; the calls below it ask for the same.
     """
-    request = current_request.get()
+    request = current_request()
     return "" if request is None else request.multiplexed_model_id
 
 
@@ -248,7 +248,7 @@ class ModelCache:
         """Start to load a model, in a task that belongs to none of those who want it."""
         context = copy_context()
         context.run(current_call.set, None)
-        context.run(current_deadline.set, None)
+        context.run(current_scope.set, Scope(current_request(), None, current_scope.get()))
         loop = asyncio.get_running_loop()
         name = f"load {model_id}"
         task = eager_task(asyncio.Task, self._loaded(model_id), loop, name, context)

@@ -1,22 +1,23 @@
 """The request that the current context works on, and what is known of it.
 
 A *request* came in from outside; it has an id that all calls made for it share, in other
-processes too. A *scope* is what a handle call, or a request, learns of the calls below it. An
+processes too. A *scope* is the part of it that a context works for: the whole, or one call. An
 *attempt* is one of several at a call.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import secrets
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from fastapi_graph.context import current_call, current_deadline
+from fastapi_graph.context import current_call
 
 __all__ = [
     "Attempt",
@@ -24,12 +25,14 @@ __all__ = [
     "RequestContext",
     "Scope",
     "current_attempt",
+    "current_deadline",
     "current_request",
     "current_scope",
     "get_request_context",
     "outside",
-    "request_of_context",
+    "scope_of_call",
     "seconds_left",
+    "within",
 ]
 
 
@@ -96,23 +99,32 @@ class Request:
         return request
 
 
-current_request: ContextVar[Request | None] = ContextVar("fastapi_graph_request", default=None)
-
-
 class Scope:
-    """What a handle call, or a request, learns of the calls below it.
+    """What the current context works for, and what it learns of the calls below it.
+
+    One is made for a request and for every handle call.
 
     Args:
-        parent: What is told as well.
+        request: What came in; None for nothing yet: the first handle call begins a request.
+        deadline: When there has to be an answer, by the clock of the event loop; None for
+            whenever.
+        parent: What learns of fallbacks as well.
 
     Attributes:
         degraded: The deployments whose fallback answered in their place.
         said: Those of them that the caller in another process has been told.
     """
 
-    __slots__ = ("degraded", "parent", "said")
+    __slots__ = ("deadline", "degraded", "parent", "request", "said")
 
-    def __init__(self, parent: Scope | None = None) -> None:
+    def __init__(
+        self,
+        request: Request | None = None,
+        deadline: float | None = None,
+        parent: Scope | None = None,
+    ) -> None:
+        self.request = request
+        self.deadline = deadline
         self.parent = parent
         self.degraded: tuple[str, ...] = ()
         self.said: tuple[str, ...] = ()
@@ -128,20 +140,44 @@ class Scope:
 current_scope: ContextVar[Scope | None] = ContextVar("fastapi_graph_scope", default=None)
 
 
+def scope_of_call(model_id: str = "") -> Scope:
+    """Return the scope of a call that begins in the current context.
+
+    Args:
+        model_id: The model that it asks for; empty for that of the request.
+    """
+    outer = current_scope.get()
+    if outer is None:
+        return Scope(Request(multiplexed_model_id=model_id))
+    request = outer.request or Request()
+    if model_id:
+        request = request.for_model(model_id)
+    return Scope(request, outer.deadline, outer)
+
+
+@contextlib.contextmanager
+def within(deadline: float | None) -> Iterator[None]:
+    """Let the body, which belongs to what the current context works for, have this deadline."""
+    outer = current_scope.get()
+    scope = Scope(None if outer is None else outer.request, deadline, outer)
+    token = current_scope.set(scope)
+    try:
+        yield
+    finally:
+        current_scope.reset(token)
+
+
 async def outside(awaitable: Awaitable[Any]) -> Any:
     """Await what is not part of the request, though it is awaited in its course.
 
     A server may start the next request of a connection while it sends or receives for this one,
     with a copy of the context that it finds then.
     """
-    request, scope = current_request.set(None), current_scope.set(None)
-    deadline = current_deadline.set(None)
+    token = current_scope.set(None)
     try:
         return await awaitable
     finally:
-        current_deadline.reset(deadline)
-        current_scope.reset(scope)
-        current_request.reset(request)
+        current_scope.reset(token)
 
 
 class Attempt:
@@ -203,14 +239,21 @@ class RequestContext(NamedTuple):
     multiplexed_model_id: str
 
 
-def request_of_context() -> Request:
-    """Return the request of the current context, or a new one that nobody else knows."""
-    return current_request.get() or Request()
+def current_request() -> Request | None:
+    """Return the request that the current context works for; None for none."""
+    scope = current_scope.get()
+    return None if scope is None else scope.request
+
+
+def current_deadline() -> float | None:
+    """Return until when, by the clock of the event loop; None for whenever."""
+    scope = current_scope.get()
+    return None if scope is None else scope.deadline
 
 
 def seconds_left() -> float | None:
     """Return how much time the current context has; None for no deadline."""
-    deadline = current_deadline.get()
+    deadline = current_deadline()
     if deadline is None:
         return None
     try:
@@ -226,7 +269,7 @@ def get_request_context() -> RequestContext:
     In a deployment, in an endpoint or dependency of a graph's router, and in what they call.
     Elsewhere it is that of a new request each time: a call through a handle begins one, too.
     """
-    request, call = request_of_context(), current_call.get()
+    request, call = current_request() or Request(), current_call.get()
     host = call.host if call is not None else None
     return RequestContext(
         request_id=request.request_id,

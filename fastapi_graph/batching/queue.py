@@ -23,11 +23,11 @@ from typing import Any
 from anyio import CapacityLimiter
 
 from fastapi_graph.batching.adaptive import BatchTuner
-from fastapi_graph.context import Call, current_call, current_deadline, eager_task
+from fastapi_graph.context import Call, current_call, eager_task
 from fastapi_graph.errors import DeadlineExceededError, OutputError
 from fastapi_graph.graph.options import BatchOptions
 from fastapi_graph.raised import twin
-from fastapi_graph.request import Scope, current_scope
+from fastapi_graph.request import Scope, current_deadline, current_scope
 from fastapi_graph.threads import in_thread
 
 __all__ = ["Batch", "BatchQueue", "Item", "Work"]
@@ -106,7 +106,7 @@ class Item:
         self.function = function
         self.args = args
         self.kwargs = kwargs
-        self.deadline = current_deadline.get()
+        self.deadline = current_deadline()
         self.scope = current_scope.get()
         call = current_call.get()
         self.host = call.host if call is not None else None
@@ -170,10 +170,10 @@ class Batch:
         context = Context()
         self._call.host = first.host
         context.run(current_call.set, self._call)
-        context.run(current_scope.set, self._scope)
         deadlines = [item.deadline for item in self.items]
         if None not in deadlines:
-            context.run(current_deadline.set, max(deadlines))
+            self._scope.deadline = max(deadlines)
+        context.run(current_scope.set, self._scope)
         name = f"batch of {self._work.label}"
         self._task = eager_task(asyncio.Task, self._run(), self._queue.loop, name, context)
         if self._task.done():

@@ -181,7 +181,7 @@ class Balancer:
         One that holds the model comes first, then one with few models. None if the request asks
         for no model, or no replica has a slot.
         """
-        request = current_request.get()
+        request = current_request()
         model_id = request.multiplexed_model_id if request is not None else ""
         free = [peer for peer in self._usable if peer.ongoing < self._limit]
         if not model_id or self._queue or not free:

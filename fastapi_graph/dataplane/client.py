@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from fastapi_graph.context import Emit, current_deadline
+from fastapi_graph.context import Emit
 from fastapi_graph.dataplane import codec
 from fastapi_graph.dataplane.balancer import Balancer
 from fastapi_graph.dataplane.codec import HoldsStreamError, Payload
@@ -42,9 +42,11 @@ from fastapi_graph.graph.plan import Interface
 from fastapi_graph.replica import Replica
 from fastapi_graph.request import (
     Attempt,
+    Request,
     current_attempt,
+    current_deadline,
+    current_request,
     current_scope,
-    request_of_context,
 )
 
 __all__ = ["DeploymentClient"]
@@ -261,11 +263,11 @@ class DeploymentClient(Balancer):
         return flags | BUFFERS, parts, None, relays
 
     def _head(self, method: str, attempt: int = 1) -> bytes:
-        deadline, trace = current_deadline.get(), current_trace()
+        deadline, trace = current_deadline(), current_trace()
         left = math.inf
         if deadline is not None:
             left = deadline - asyncio.get_running_loop().time()
-        request = request_of_context().encode()
+        request = (current_request() or Request()).encode()
         return encode_head(method.encode(), trace.encode(), left, request, attempt)
 
     def _result(self, message: Message) -> Any:

@@ -11,7 +11,7 @@ import ssl
 from pathlib import Path
 from typing import Any
 
-from fastapi_graph.context import current_deadline, eager_task
+from fastapi_graph.context import eager_task
 from fastapi_graph.dataplane import codec
 from fastapi_graph.dataplane.codec import Payload
 from fastapi_graph.dataplane.connection import Connection
@@ -45,14 +45,7 @@ from fastapi_graph.errors import (
 )
 from fastapi_graph.graph.containers import rebuild
 from fastapi_graph.replica import Replica
-from fastapi_graph.request import (
-    Attempt,
-    Request,
-    Scope,
-    current_attempt,
-    current_request,
-    current_scope,
-)
+from fastapi_graph.request import Attempt, Request, Scope, current_attempt, current_scope
 from fastapi_graph.streams import ItemStream
 
 __all__ = ["ReplicaServer"]
@@ -374,15 +367,14 @@ class _Client:
                 )
             if head.context:
                 attach_trace(head.context)
-            if head.request:
-                current_request.set(Request.decode(head.request))
             if head.attempt > 1:
                 current_attempt.set(Attempt(number=head.attempt))
-            current_scope.set(scope := Scope())
+            scope = Scope(Request.decode(head.request) if head.request else None)
             if head.timeout_s != math.inf:
                 if head.timeout_s <= 0:
                     raise DeadlineExceededError(f"{label}: the deadline passed before it started")
-                current_deadline.set(self._loop.time() + head.timeout_s)
+                scope.deadline = self._loop.time() + head.timeout_s
+            current_scope.set(scope)
             if flags & STREAM:
                 await self._stream(number, method, args, kwargs, label, scope)
                 self._say_degraded(number, scope)

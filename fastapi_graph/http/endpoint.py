@@ -28,12 +28,12 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from fastapi_graph.application import Graph
-from fastapi_graph.context import current_deadline
 from fastapi_graph.errors import DeadlineExceededError, GraphError
 from fastapi_graph.http.disconnects import RECEIVE, Rereadable, Watch, client_left
 from fastapi_graph.http.incoming import IncomingRequest, incoming_of
 from fastapi_graph.http.results import Result
 from fastapi_graph.http.statuses import http_error, unprocessable
+from fastapi_graph.request import within
 from fastapi_graph.streams import stream_of
 
 __all__ = ["GraphEndpoint", "GraphRoute"]
@@ -238,18 +238,17 @@ class GraphEndpoint:
         return tuple(stream_of(items, f"{self._label}: the input", self._reading) for items in args)
 
     async def _within(self, timeout_s: float, args: tuple[Any, ...]) -> Any:
-        token = current_deadline.set(asyncio.get_running_loop().time() + timeout_s)
+        deadline = asyncio.get_running_loop().time() + timeout_s
         try:
-            async with asyncio.timeout(timeout_s) as scope:
-                return await self._ask(args)
+            with within(deadline):
+                async with asyncio.timeout_at(deadline) as scope:
+                    return await self._ask(args)
         except TimeoutError as error:
             if not scope.expired():
                 raise
             raise DeadlineExceededError(
                 f"{self.__name__}: no result within the {timeout_s:g} s of the request"
             ) from error
-        finally:
-            current_deadline.reset(token)
 
 
 class GraphRoute(APIRoute):

@@ -22,7 +22,7 @@ from typing import Any
 from fastapi import HTTPException
 from starlette.types import Message, Send
 
-from fastapi_graph.request import Request, Scope, current_request, current_scope, outside
+from fastapi_graph.request import Request, Scope, current_scope, outside
 
 __all__ = ["IncomingRequest", "incoming_of"]
 
@@ -61,8 +61,7 @@ class IncomingRequest:
             elif not model_id:
                 model_id = value.decode("latin-1")
         self._request = Request(request_id, scope["path"], model_id)
-        self._scope = Scope()
-        current_request.set(self._request)
+        self._scope = Scope(self._request)
         current_scope.set(self._scope)
         scope[_INCOMING] = self
 
@@ -97,7 +96,7 @@ class IncomingRequest:
         async def say(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", ()))
-                there = {name for name, _ in headers}
+                there = dict(headers)
                 headers += [header for header in self.headers() if header[0] not in there]
                 message["headers"] = headers
             await outside(send(message))

@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from fastapi_graph.context import current_deadline
 from fastapi_graph.errors import DeadlineExceededError, GraphStoppingError
+from fastapi_graph.request import current_deadline
 from fastapi_graph.streams import ItemStream
 
 __all__ = ["END", "Opened"]
@@ -28,7 +28,7 @@ class Opened:
         self.label = label
         self.first: Any = END
         self._items = items
-        self._deadline = current_deadline.get()
+        self._deadline = current_deadline()
 
     @contextlib.contextmanager
     def closing(self) -> Iterator[None]:

@@ -14,12 +14,13 @@ from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 
 from fastapi_graph.application import Graph
-from fastapi_graph.context import Emit, current_deadline
+from fastapi_graph.context import Emit
 from fastapi_graph.errors import GraphError, GraphStoppingError
 from fastapi_graph.http.incoming import IncomingRequest
 from fastapi_graph.http.opened import END, Opened
 from fastapi_graph.http.results import Result
 from fastapi_graph.http.statuses import http_error
+from fastapi_graph.request import within
 from fastapi_graph.streams import ItemStream
 
 __all__ = ["SocketEndpoint"]
@@ -83,11 +84,8 @@ class SocketEndpoint:
         await websocket.accept(headers=list(incoming.headers()))
         loop = asyncio.get_running_loop()
         deadline = None if timeout_s is None else loop.time() + timeout_s
-        token = current_deadline.set(deadline)
-        try:
+        with within(deadline):
             code, reason = await self._talk(websocket, loop)
-        finally:
-            current_deadline.reset(token)
         if code is not None:
             with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # it has been closed
                 await websocket.close(code, reason)

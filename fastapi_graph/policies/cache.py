@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from contextvars import copy_context
 from typing import Any, NamedTuple
 
-from fastapi_graph.context import add_note, current_call, current_deadline, eager_task
+from fastapi_graph.context import add_note, current_call, eager_task
 from fastapi_graph.dataplane import codec
 from fastapi_graph.errors import SerializationError
 from fastapi_graph.graph.options import Cache
@@ -41,7 +41,7 @@ class _Flight:
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
-        self.scope = Scope()
+        self.scope = Scope(current_request())  # with nobody's deadline
         self.waiting = 0
         self.failed = False  # and somebody has been told
         self.task: asyncio.Task[Any]
@@ -108,7 +108,7 @@ class ResultCache:
         return await self._wait_for(flight)
 
     def _key(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
-        request = current_request.get()
+        request = current_request()
         model_id = "" if request is None else request.multiplexed_model_id
         if self._settings.key is not None:
             try:
@@ -147,8 +147,7 @@ class ResultCache:
             return value
 
         context = copy_context()
-        context.run(current_call.set, None)  # it is nobody's nested call,
-        context.run(current_deadline.set, None)  # and has nobody's deadline
+        context.run(current_call.set, None)  # it is nobody's nested call
         context.run(current_scope.set, flight.scope)
         loop = asyncio.get_running_loop()
         flight.task = eager_task(asyncio.Task, fly(), loop, self._label, context)

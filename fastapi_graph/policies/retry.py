@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
-from fastapi_graph.context import Emit, current_deadline
+from fastapi_graph.context import Emit
 from fastapi_graph.errors import DeadlineExceededError
 from fastapi_graph.graph.options import DeploymentOptions
 from fastapi_graph.policies.layer import Emitting, Layer
-from fastapi_graph.request import Attempt, current_attempt, seconds_left
+from fastapi_graph.request import Attempt, current_attempt, current_deadline, seconds_left, within
 
 __all__ = ["Retry", "Timeout"]
 
@@ -102,16 +102,14 @@ class Timeout(Layer):
     async def _within(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         limit = f"timeout_s={self._timeout_s:g}"
-        outer = current_deadline.get()
+        outer = current_deadline()
         if outer is not None and outer <= deadline:  # and whoever set it may be gone
             deadline, limit = outer, "the deadline of its caller"
-        token = current_deadline.set(deadline)
         try:
-            async with asyncio.timeout_at(deadline) as scope:
-                return await coroutine
+            with within(deadline):
+                async with asyncio.timeout_at(deadline) as scope:
+                    return await coroutine
         except TimeoutError as error:
             if not scope.expired():
                 raise
             raise DeadlineExceededError(f"{self._label}: no result within {limit}") from error
-        finally:
-            current_deadline.reset(token)

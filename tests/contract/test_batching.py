@@ -22,7 +22,7 @@ from fastapi_graph import (
     batch,
     deployment,
 )
-from fastapi_graph.context import current_deadline
+from fastapi_graph.request import within
 from tests.contract.conftest import Serve
 from tests.contract.probes import Gate, Journal, notes
 
@@ -452,9 +452,8 @@ async def test_a_call_past_its_deadline_is_in_no_batch(journal: Journal, serve: 
             return [values for _ in values]
 
     async with serve(Slow.bind()) as graph:
-        token = current_deadline.set(asyncio.get_running_loop().time() + 0.1)
-        late = graph.handle.work.remote(1)
-        current_deadline.reset(token)
+        with within(asyncio.get_running_loop().time() + 0.1):
+            late = graph.handle.work.remote(1)
         with pytest.raises(DeadlineExceededError):
             await late
         answers = await asyncio.gather(*(graph.handle.work.remote(n) for n in (2, 3)))

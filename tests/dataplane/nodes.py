@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from opentelemetry import trace
 
-from fastapi_graph.context import current_deadline
+from fastapi_graph.request import current_deadline
 
 __all__ = ["Angry", "Node", "Rotten", "Unpicklable"]
 
@@ -79,7 +79,7 @@ class Node:
         raise Angry(reason=reason)
 
     async def time_left(self) -> float | None:
-        deadline = current_deadline.get()
+        deadline = current_deadline()
         return None if deadline is None else deadline - asyncio.get_running_loop().time()
 
     async def rotten(self) -> Any:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from opentelemetry import trace
 
-from fastapi_graph.context import current_deadline
 from fastapi_graph.dataplane.client import DeploymentClient
 from fastapi_graph.dataplane.frames import CHUNK, STREAM, Kind
 from fastapi_graph.dataplane.window import LEAST, WINDOW
@@ -22,6 +21,7 @@ from fastapi_graph.errors import (
     NodeError,
     SerializationError,
 )
+from fastapi_graph.request import within
 from tests.dataplane.network import MAX_MESSAGE_SIZE, Network, parts_of, until
 from tests.dataplane.nodes import Angry, Rotten, Unpicklable
 
@@ -111,14 +111,10 @@ async def test_a_deadline_travels_as_the_time_that_is_left(network: Network) -> 
     client = network.client(await network.serve())
     assert await client.call("time_left", (), {}) is None
     now = asyncio.get_running_loop().time()
-    token = current_deadline.set(now + 7)
-    try:
+    with within(now + 7):
         assert 6 < await client.call("time_left", (), {}) <= 7
-        current_deadline.set(now - 1)
-        with pytest.raises(DeadlineExceededError, match="before it started"):
-            await client.call("time_left", (), {})
-    finally:
-        current_deadline.reset(token)
+    with within(now - 1), pytest.raises(DeadlineExceededError, match="before it started"):
+        await client.call("time_left", (), {})
     assert await client.call("time_left", (), {}) is None
 
 

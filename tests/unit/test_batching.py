@@ -26,12 +26,13 @@ from fastapi_graph import (
     batch,
     deployment,
 )
-from fastapi_graph.context import current_call, current_deadline
+from fastapi_graph.context import current_call
 from fastapi_graph.errors import DeadlineExceededError
 from fastapi_graph.graph.build import build
 from fastapi_graph.graph.fingerprint import fingerprint
 from fastapi_graph.graph.signatures import kind_of, signature_of
 from fastapi_graph.raised import twin
+from fastapi_graph.request import current_deadline, within
 from tests.contract.probes import here
 
 pytestmark = pytest.mark.anyio
@@ -338,12 +339,12 @@ async def test_a_batch_has_as_long_as_the_last_of_its_calls() -> None:
 
     @batch(max_batch_size=2)
     async def look(values: list[int]) -> list[int]:
-        seen.append(current_deadline.get())
+        seen.append(current_deadline())
         return values
 
     async def call(deadline: float | None) -> None:
-        current_deadline.set(deadline)
-        await look(1)
+        with within(deadline):
+            await look(1)
 
     now = asyncio.get_running_loop().time()
     await asyncio.gather(*map(call, [now + 50, now + 60]))
@@ -360,8 +361,8 @@ async def test_a_call_past_its_deadline_is_dropped() -> None:
         return values
 
     async def late() -> None:
-        current_deadline.set(asyncio.get_running_loop().time())
-        await note(1)
+        with within(asyncio.get_running_loop().time()):
+            await note(1)
 
     answers = await asyncio.gather(late(), note(2), return_exceptions=True)
     assert isinstance(answers[0], DeadlineExceededError)
