@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 import struct
 from enum import IntEnum
-from mmap import mmap
 from typing import NamedTuple
 
 from fastapi_graph.dataplane.codec import Payload
@@ -251,7 +250,7 @@ def join_payload(payload: Payload, start: int = 0) -> list[Part]:
     return parts
 
 
-def split_payload(content: bytes | bytearray | mmap, start: int) -> Payload:
+def split_payload(content: bytes | bytearray | memoryview, start: int) -> Payload:
     """Return the payload with buffers that begins at `start` of a message.
 
     Raises:

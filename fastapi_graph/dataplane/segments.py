@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import hashlib
 import logging
-import mmap
 import os
 import shutil
 import stat
@@ -19,7 +18,7 @@ import time
 from pathlib import Path
 
 from fastapi_graph.dataplane.codec import Payload
-from fastapi_graph.dataplane.frames import join_payload, split_payload
+from fastapi_graph.dataplane.memory import Memory, Spares, read
 
 __all__ = ["LEFT_AT_MOST_S", "Segments", "is_private"]
 
@@ -58,6 +57,8 @@ class Segments:
         self._base = MEMORY / f"fastapi_graph-{os.getuid()}"
         self.folder = self._base / name
         self._lock: int | None = None
+        self._written: dict[str, Memory] = {}
+        self._spares = Spares(self.folder)
 
     def open(self, reserve: int = 0) -> bool:
         """Make the folder, which lives as long as this process; False where that cannot be.
@@ -86,32 +87,39 @@ class Segments:
 
     def close(self) -> None:
         """Remove the folder; what others have mapped stays theirs."""
+        for memory in self._written.values():
+            memory.close()
+        self._written.clear()
+        self._spares.trim(0)
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def write(self, name: str, payload: Payload) -> bool:
-        """Write a value; False where there is no such folder, or no room."""
-        if not is_private(self._base) or not self._has_room(payload.size):
-            return False
+        """Write a value to this process's own folder; False where there is none, or no room.
+
+        Its name is never that of another one.
+        """
         path = self.folder / name
-        try:
-            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        except OSError:
+        memory = self._spares.write(path, payload)
+        if memory is None:
+            if not self._has_room(payload.size):
+                self._spares.trim(0)
+            memory = self._make(path, payload)
+        if memory is None:
             return False
+        self._written[name] = memory
+        return True
+
+    def _make(self, path: Path, payload: Payload) -> Memory | None:
+        if not is_private(self._base) or not self._has_room(payload.size):
+            return None
         try:
-            for part in join_payload(payload):
-                left = memoryview(part)
-                while left:
-                    left = left[os.write(file, left) :]
+            return Memory(path, payload)
         except OSError as error:
             logger.debug("no room in shared memory: %s", error)
-            self.remove(name)
-            return False
-        finally:
-            os.close(file)
-        return True
+            return None
 
     def _has_room(self, size: int) -> bool:
         try:
@@ -126,27 +134,25 @@ class Segments:
         if not is_private(self._base):
             return None
         try:
-            file = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            return split_payload(mmap.mmap(file, 0, access=mmap.ACCESS_COPY), 0)
+            return read(self.folder / name)
         except (OSError, ValueError) as error:
             logger.debug("%s cannot be mapped: %s", name, error)
             return None
-        finally:
-            os.close(file)
 
     def remove(self, name: str) -> None:
-        """Remove a value; who has mapped it keeps it."""
-        with contextlib.suppress(OSError):
-            (self.folder / name).unlink()
+        """Let go of a value of this process; who has mapped it keeps it."""
+        if (written := self._written.pop(name, None)) is not None:
+            self._spares.keep(written)
 
     # Arguments on their way to the replica
 
     def bring(self, number: int, payload: Payload) -> bool:
         """Write what `take()` is about to read; False as for `write()`."""
-        return self.write(f"{_PASSING}{number}", payload)
+        brought = self._make(self.folder / f"{_PASSING}{number}", payload)
+        if brought is None:
+            return False
+        brought.close()
+        return True
 
     def take(self, number: int) -> Payload | None:
         """Map what somebody has brought, and remove it; None if it is not there."""
@@ -156,7 +162,14 @@ class Segments:
 
     def forget(self, number: int) -> None:
         """Remove what has been brought and will not be taken."""
-        self.remove(f"{_PASSING}{number}")
+        with contextlib.suppress(OSError):
+            (self.folder / f"{_PASSING}{number}").unlink()
+
+    # What is left
+
+    def trim(self) -> None:
+        """Give memory back that has not been used again for a while."""
+        self._spares.trim()
 
     def sweep(self) -> None:
         """Remove what processes that were killed have left behind, after `LEFT_AT_MOST_S`.

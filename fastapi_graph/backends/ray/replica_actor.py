@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import secrets
 import sys
@@ -26,6 +27,7 @@ from fastapi_graph.backends.ray.security import server_context
 from fastapi_graph.backends.ray.session import find_controller, follow
 from fastapi_graph.backends.ray.tunnel import TunnelEnds
 from fastapi_graph.dataplane import codec
+from fastapi_graph.dataplane.memory import SPARE_AT_MOST_S
 from fastapi_graph.dataplane.segments import LEFT_AT_MOST_S, Segments, is_private
 from fastapi_graph.dataplane.server import ReplicaServer
 from fastapi_graph.dataplane.values import Keeper
@@ -266,7 +268,9 @@ class ReplicaActor:
     async def _sweep(self, segments: Segments) -> None:
         while True:
             await asyncio.to_thread(segments.sweep)
-            await asyncio.sleep(LEFT_AT_MOST_S)
+            for _ in range(math.ceil(LEFT_AT_MOST_S / SPARE_AT_MOST_S)):
+                await asyncio.sleep(SPARE_AT_MOST_S)
+                await asyncio.to_thread(segments.trim)
 
     async def _leave_if_orphaned(self) -> None:
         """End the process once it has had neither controller nor client for too long."""
