@@ -7,16 +7,18 @@ https://docs.ray.io/en/latest/serve/model-multiplexing.html
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from contextvars import copy_context
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar, copy_context
 from typing import Any
 
+import anyio
 from anyio import CapacityLimiter
 
 from fastapi_graph.context import current_call, eager_task
@@ -157,15 +159,17 @@ def models_of(hosted: Any) -> ModelCache | None:
 
 
 class _Model:
-    """A model that is kept, and how many calls use it."""
+    """A model that is kept, or on its way, and how many calls use it or wait for it."""
 
-    __slots__ = ("gone", "idle", "model_id", "uses", "value")
+    __slots__ = ("idle", "is_loaded", "loading", "model_id", "uses", "value")
 
-    def __init__(self, model_id: str, value: Any) -> None:
+    loading: asyncio.Task[None]
+
+    def __init__(self, model_id: str) -> None:
         self.model_id = model_id
-        self.value = value
+        self.is_loaded = False
+        self.value: Any = None
         self.uses = 0
-        self.gone = False
         self.idle: asyncio.Event | None = None
 
     def release(self) -> None:
@@ -173,6 +177,10 @@ class _Model:
         self.uses -= 1
         if not self.uses and self.idle is not None:
             self.idle.set()
+
+
+_loads: ContextVar[tuple[ModelCache, ...]] = ContextVar("fastapi_graph_loads", default=())
+"""For which caches the current context loads a model."""
 
 
 class ModelCache:
@@ -200,14 +208,15 @@ class ModelCache:
         self._where = location(code.co_filename, code.co_firstlineno)
         self._threads = CapacityLimiter(math.inf)
         self._models: OrderedDict[str, _Model] = OrderedDict()
-        self._loading: dict[str, asyncio.Task[_Model]] = {}
+        # As many may be loaded at once as may be kept.
+        self._places = anyio.Semaphore(limit, fast_acquire=True) if limit > 0 else None
         self._coming = 0  # how many are being loaded
         self._unloading: dict[asyncio.Task[None], _Model] = {}
 
     @property
     def model_ids(self) -> list[str]:
-        """The models that are kept, the one used last at the end, and those that are loaded."""
-        return [*self._models, *self._loading]
+        """The models that are kept or on their way, the one asked for last at the end."""
+        return [*self._models]
 
     async def __call__(self, model_id: str = "") -> Any:
         """Return a model, loaded if need be.
@@ -228,94 +237,126 @@ class ModelCache:
                 path=("header", HEADER),
                 reason="it says which model is asked for",
             )
-        while (model := self._models.get(model_id)) is None:
-            loading = self._loading.get(model_id) or self._begin(model_id)
-            try:
-                model = await asyncio.shield(loading)
-            except Exception as error:
+        if (model := self._models.get(model_id)) is not None:
+            self._models.move_to_end(model_id)
+        else:
+            model = self._begin(model_id)
+        model.uses += 1  # at once, so that nobody unloads it before this goes on
+        try:
+            if not model.loading.done():
+                await asyncio.shield(model.loading)
+            model.loading.result()
+        except BaseException as error:
+            model.release()
+            if isinstance(error, Exception):
                 # Notes and a traceback are added to what is raised, so it is never shared.
                 raise twin(error) from error.__cause__
-            if not model.gone:  # else others have taken its place before this went on
-                break
-        else:
-            self._models.move_to_end(model_id)
+            raise
         if (call := current_call.get()) is not None:
-            model.uses += 1
             call.at_end(model.release)
+        else:
+            model.release()
         return model.value
 
-    def _begin(self, model_id: str) -> asyncio.Task[_Model]:
+    def _begin(self, model_id: str) -> _Model:
         """Start to load a model, in a task that belongs to none of those who want it."""
         context = copy_context()
         context.run(current_call.set, None)
         context.run(current_scope.set, Scope(current_request(), None, current_scope.get()))
         loop = asyncio.get_running_loop()
+        model = self._models[model_id] = _Model(model_id)
+        self._tell()  # so that others who want it come here, too
         name = f"load {model_id}"
-        task = eager_task(asyncio.Task, self._loaded(model_id), loop, name, context)
-        if not task.done():
-            self._loading[model_id] = task
-            self._tell()  # so that others who want it come here, too
-        task.add_done_callback(lambda task: self._ended(model_id, task))
-        return task
-
-    def _ended(self, model_id: str, task: asyncio.Task[_Model]) -> None:
-        if self._loading.get(model_id) is task:
-            del self._loading[model_id]
-            self._tell()
-        if not task.cancelled():
-            task.exception()  # whoever waits for it is told
-
-    async def _loaded(self, model_id: str) -> _Model:
-        self._coming += 1
-        try:
-            await self._make_room()
-            began = time.monotonic()
-            if inspect.iscoroutinefunction(getattr(self._load, "func", self._load)):
-                value = await self._load(model_id)
-            else:
-                value = await self._in_thread(self._load, model_id)
-            logger.info("%s: loaded %s in %.3f s", self._label, model_id, time.monotonic() - began)
-            model = self._models[model_id] = _Model(model_id, value)
-        finally:
-            self._coming -= 1
-        self._loading.pop(model_id, None)
-        self._tell()
+        model.loading = eager_task(asyncio.Task, self._load_into(model), loop, name, context)
+        model.loading.add_done_callback(lambda task: self._ended(model, task))
         return model
+
+    def _ended(self, model: _Model, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception() is not None:  # which whoever waits is told
+            self._forget(model)
+
+    def _forget(self, model: _Model) -> None:
+        if self._models.get(model.model_id) is model:
+            del self._models[model.model_id]
+            self._tell()
+
+    async def _load_into(self, model: _Model) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            if self._places is not None and self not in _loads.get():  # else it would lock itself
+                await stack.enter_async_context(self._places)
+            _loads.set((*_loads.get(), self))
+            self._coming += 1
+            try:
+                await self._make_room()
+                began = time.monotonic()
+                model.value = await self._loaded(model.model_id)
+                model.is_loaded = True
+            except BaseException:
+                self._forget(model)
+                raise
+            finally:
+                self._coming -= 1
+        while self._is_over(kept := self._kept()):  # where a load has loaded another model
+            _ = self._unload_soon(kept[0])
+        took = time.monotonic() - began
+        logger.info("%s: loaded %s in %.3f s", self._label, model.model_id, took)
+
+    async def _loaded(self, model_id: str) -> Any:
+        if inspect.iscoroutinefunction(getattr(self._load, "func", self._load)):
+            return await self._load(model_id)
+        worker = asyncio.ensure_future(self._in_thread(self._load, model_id))
+        try:
+            return await asyncio.shield(worker)
+        except asyncio.CancelledError:
+            # The thread cannot be stopped, and what it loads has to be unloaded.
+            with contextlib.suppress(Exception):
+                await self._end(model_id, await worker)
+            raise
 
     async def _make_room(self) -> None:
         """Unload what was used least lately; wait for it, unless a call still uses it."""
-        while self._models and 0 < self._limit < len(self._models) + self._coming:
-            _, model = self._models.popitem(last=False)
-            model.gone = True
-            self._tell()
-            unloading = asyncio.get_running_loop().create_task(self._unload(model))
-            self._unloading[unloading] = model
-            unloading.add_done_callback(self._unloading.pop)
-            if not model.uses:
+        while self._is_over(kept := self._kept()):
+            unloading = self._unload_soon(kept[0])
+            if not kept[0].uses:
                 await asyncio.wait([unloading])
+
+    def _is_over(self, kept: list[_Model]) -> bool:
+        return bool(kept) and 0 < self._limit < self._coming + len(kept)
+
+    def _kept(self) -> list[_Model]:
+        return [model for model in self._models.values() if model.is_loaded]
+
+    def _unload_soon(self, model: _Model) -> asyncio.Task[None]:
+        self._forget(model)
+        unloading = asyncio.get_running_loop().create_task(
+            self._unload(model), name=f"unload {model.model_id}"
+        )
+        self._unloading[unloading] = model
+        unloading.add_done_callback(self._unloading.pop)
+        return unloading
 
     async def _unload(self, model: _Model) -> None:
         if model.uses:
             model.idle = asyncio.Event()
             await model.idle.wait()
         value, model.value = model.value, None
+        await self._end(model.model_id, value)
+
+    async def _end(self, model_id: str, value: Any) -> None:
         try:
             for name in ("aclose", "close", "__del__"):
                 if callable(end := getattr(value, name, None)):
-                    await self._end(end)
+                    if inspect.iscoroutinefunction(end):
+                        await end()
+                    elif inspect.isawaitable(result := await self._in_thread(end)):
+                        await result
                     if name == "__del__":
                         forget_finalizer(value)
                     break
         except Exception:
-            logger.exception("%s: unloading %s failed", self._label, model.model_id)
+            logger.exception("%s: unloading %s failed", self._label, model_id)
         else:
-            logger.info("%s: unloaded %s", self._label, model.model_id)
-
-    async def _end(self, function: Callable[[], Any]) -> None:
-        if inspect.iscoroutinefunction(function):
-            await function()
-        elif inspect.isawaitable(result := await self._in_thread(function)):
-            await result
+            logger.info("%s: unloaded %s", self._label, model_id)
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         return await in_thread(
@@ -326,24 +367,40 @@ class ModelCache:
         for listener in self.listeners:
             listener(self.model_ids)
 
-    async def close(self) -> None:
-        """Unload every model."""
-        for loading in tuple(self._loading.values()):
+    async def close(self, timeout_s: float) -> None:
+        """Unload every model, one after the other.
+
+        Args:
+            timeout_s: Seconds after which an end that still goes on is cancelled. A load in a
+                thread is left to itself, and what it loads is unloaded then.
+        """
+        until = time.monotonic() + timeout_s
+        loads = [model.loading for model in self._models.values() if not model.is_loaded]
+        for loading in loads:
             loading.cancel()
-        if self._loading:
-            await asyncio.wait([*self._loading.values()])
+        going_on = await _finished(loads, until)
         for model in self._unloading.values():  # whoever used one has been cancelled
             model.uses = 0
             if model.idle is not None:
                 model.idle.set()
-        models = [*self._models.values()]
-        self._models.clear()
-        for model in models:
+        for model in self._kept():
             model.uses = 0
-            await self._unload(model)
-        if self._unloading:
-            await asyncio.wait([*self._unloading])
+            going_on |= await _finished([self._unload_soon(model)], until)
+        going_on |= await _finished(self._unloading, until)
+        for unloading in [*self._unloading]:
+            unloading.cancel()
+        if going_on:
+            names = ", ".join(sorted(task.get_name() for task in going_on))
+            logger.warning("%s: not ended within %g s: %s", self._label, timeout_s, names)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What is kept here is no part of the instance that holds it: there it is made anew.
         return type(None), ()
+
+
+async def _finished(tasks: Iterable[asyncio.Task[None]], until: float) -> set[asyncio.Task[None]]:
+    """Wait for tasks; return those that have not finished."""
+    tasks = set(tasks)
+    if tasks:
+        _, tasks = await asyncio.wait(tasks, timeout=max(0.0, until - time.monotonic()))
+    return tasks

@@ -196,7 +196,7 @@ class Replica:
             logger.exception("%s: close failed (bound at %s)", self.name, self.where)
         models, self.models = self.models, None
         if models is not None:
-            await models.close()
+            await models.close(self.options.graceful_shutdown_timeout_s)
 
     def _find(self, method: str) -> tuple[Callable[..., Any], Kind]:
         hosted = self._object

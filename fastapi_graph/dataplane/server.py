@@ -11,6 +11,8 @@ import ssl
 from pathlib import Path
 from typing import Any
 
+import anyio
+
 from fastapi_graph.context import eager_task
 from fastapi_graph.dataplane import codec
 from fastapi_graph.dataplane.codec import Payload
@@ -328,6 +330,8 @@ class _Client:
         task = self.calls.get(number)
         if task is not None:
             task.cancel()
+            if (room := self._streams.get(number)) is not None:
+                room.close()
         else:  # it was answered already, or never came whole
             self._confirm(number)
 
@@ -433,6 +437,8 @@ class _Client:
         what = self._what(label, "an item")
 
         async def emit(item: Any) -> None:
+            if room.closed:  # and the generator has not minded that it was cancelled
+                raise anyio.ClosedResourceError
             self._say_degraded(number, scope)
             flags, parts = payload_parts(codec.encode(item, what))
             self.link.send(Kind.ITEM, flags, number, *parts)

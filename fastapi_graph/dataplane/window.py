@@ -27,9 +27,14 @@ def cost(*parts: Part) -> int:
 
 
 class Room:
-    """What is left of the window, where the items are sent."""
+    """What is left of the window, where the items are sent.
+
+    Attributes:
+        closed: Whether nobody takes items any more.
+    """
 
     def __init__(self, size: int = WINDOW) -> None:
+        self.closed = False
         self._size = size
         self._more = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -41,12 +46,17 @@ class Room:
             self._size += unpack_number(content)
             self._more.set()
 
+    def close(self) -> None:
+        """Let nothing be sent any more."""
+        self.closed = True
+        self._more.set()
+
     async def use(self, size: int) -> None:
-        """Note that an item was sent, and wait until another one may be."""
+        """Note that an item was sent, and wait until another one may be, or none."""
         self._size -= size
         if self._size > 0 and self._loop.time() > self._went_on + TURN_S:
             await asyncio.sleep(0)  # what takes time to make is sent at once, and lets others run
-        while self._size <= 0:
+        while self._size <= 0 and not self.closed:
             self._more.clear()
             await self._more.wait()
         self._went_on = self._loop.time()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from fastapi_graph import (
     multiplexed,
 )
 from tests.contract.conftest import Serve
-from tests.contract.probes import Gate, Journal
+from tests.contract.probes import PATIENCE_S, Gate, Journal
 
 pytestmark = pytest.mark.anyio
 
@@ -110,6 +111,101 @@ async def test_concurrent_calls_load_once(journal: Journal, serve: Serve) -> Non
         await graph.handle_of(gate).open.remote()
         assert await asyncio.gather(*others) == ["gated"] * 3
         assert journal.count("load gated") == 1
+
+
+async def test_no_more_are_kept_than_may_be_however_many_are_asked_for_at_once(
+    journal: Journal, serve: Serve
+) -> None:
+    gate = Gate.bind()
+    async with serve(deployment(Host).bind(journal, gate)) as graph:
+        names = [f"gated {number}" for number in range(6)]
+        calls = [graph.handle.named.remote(name) for name in names]
+        await journal.wait_for("load gated 1")
+        assert sum(line.startswith("load") for line in journal.read()) == 2, "at the same time"
+        await graph.handle_of(gate).open.remote()
+        assert await asyncio.gather(*calls) == names
+        await journal.wait_for("unload gated 3")
+        kept: set[str] = set()
+        for line in journal.read():
+            what, _, name = line.partition(" ")
+            (kept.add if what == "load" else kept.discard)(name)
+        assert kept == {"gated 4", "gated 5"}
+
+
+@pytest.mark.parametrize("host", [Host, SyncHost])
+async def test_models_that_compete_are_used_before_they_are_unloaded(
+    host: Any, journal: Journal, serve: Serve
+) -> None:
+    names = [f"m{number % 7}" for number in range(28)]
+    async with serve(deployment(host).bind(journal)) as graph:
+        for _ in range(2):
+            async with asyncio.timeout(PATIENCE_S):
+                calls = [graph.handle.named.remote(name) for name in names]
+                assert await asyncio.gather(*calls) == names
+        assert sum(line.startswith("load") for line in journal.read()) <= len(names)
+
+
+async def test_a_load_may_load_another_model(journal: Journal, serve: Serve) -> None:
+    class Adapters(Host):
+        @multiplexed(max_num_models_per_replica=2)
+        async def get_model(self, model_id: str) -> Model:
+            self.journal.add(f"load {model_id}")
+            await asyncio.sleep(0.01)
+            if model_id != "base":
+                await self.get_model("base")
+            return Model(self.journal, model_id)
+
+    async with serve(deployment(Adapters).bind(journal)) as graph:
+        async with asyncio.timeout(PATIENCE_S):
+            calls = [graph.handle.named.remote(name) for name in "abcd"]
+            assert await asyncio.gather(*calls) == [*"abcd"]
+        found = [line.partition(" ")[0] for line in journal.read()]
+    found = [line.partition(" ")[0] for line in journal.read()]
+    assert found.count("load") == found.count("unload")
+
+
+async def test_a_model_that_a_thread_loads_as_the_graph_stops_is_unloaded(
+    journal: Journal, in_process: GraphSettings, serve: Serve
+) -> None:
+    release = threading.Event()
+
+    class Slow(Host):
+        @multiplexed
+        def get_model(self, model_id: str) -> SyncModel:  # type: ignore[override]
+            self.journal.add(f"load {model_id}")
+            release.wait(PATIENCE_S)
+            return SyncModel(self.journal, model_id)
+
+    slow = deployment(Slow).options(graceful_shutdown_timeout_s=0.1)
+    async with serve(slow.bind(journal)) as graph:
+        call = graph.handle.named.remote("a")
+        await journal.wait_for("load a")
+    assert journal.count("unload a") == 0
+    release.set()
+    await journal.wait_for("unload a")
+    assert call.cancelled()
+
+
+async def test_a_model_that_does_not_end_does_not_keep_the_graph_from_stopping(
+    journal: Journal, in_process: GraphSettings, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Endless(Model):
+        async def aclose(self) -> None:
+            self.journal.add("ending")
+            await asyncio.Event().wait()
+
+    class Hosts(Host):
+        @multiplexed
+        async def get_model(self, model_id: str) -> Model:
+            return (Endless if model_id == "a" else Model)(self.journal, model_id)
+
+    hosts = deployment(Hosts).options(graceful_shutdown_timeout_s=0.1)
+    async with asyncio.timeout(PATIENCE_S):
+        async with serve(hosts.bind(journal)) as graph:
+            for model_id in "ab":
+                await graph.handle.named.remote(model_id)
+    assert "not ended within 0.1 s: unload a" in caplog.text
+    await journal.wait_for("unload b")
 
 
 async def test_a_failed_load_is_not_kept(journal: Journal, serve: Serve) -> None:

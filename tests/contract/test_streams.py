@@ -20,7 +20,7 @@ from fastapi_graph import (
     deployment,
 )
 from tests.contract.conftest import Serve
-from tests.contract.probes import Journal, here, notes
+from tests.contract.probes import PATIENCE_S, Journal, here, notes
 
 pytestmark = pytest.mark.anyio
 
@@ -171,6 +171,38 @@ async def test_an_early_end_closes_the_generator(
             del items
         await journal.wait_for("closed")
         assert sum(line.startswith("made") for line in journal.read()) <= 2 + ahead
+
+
+class Stubborn:
+    async def __call__(self, journal: Journal) -> AsyncIterator[int]:
+        for n in range(3):
+            try:
+                yield n
+            finally:
+                journal.add("closed")
+            journal.add("waits")
+            try:
+                await asyncio.sleep(PATIENCE_S)
+            except asyncio.CancelledError:
+                journal.add("goes on")
+
+    async def ping(self) -> str:
+        return "pong"
+
+
+async def test_a_generator_that_goes_on_when_it_is_cancelled_is_closed(
+    journal: Journal, serve: Serve
+) -> None:
+    stubborn = deployment(Stubborn).options(max_ongoing_requests=1)
+    async with serve(stubborn.bind()) as graph:
+        items = graph.handle.remote(journal)
+        assert await anext(items) == 0
+        await journal.wait_for("waits")
+        items.cancel()
+        await journal.wait_for("goes on")
+        async with asyncio.timeout(PATIENCE_S):
+            assert await graph.handle.ping.remote() == "pong"
+        assert journal.read() == ["closed", "waits", "goes on", "closed"]
 
 
 @COUNTS
