@@ -23,10 +23,12 @@ from fastapi_graph.context import Call, Emit, add_note, current_call
 from fastapi_graph.dataplane import codec
 from fastapi_graph.dataplane.codec import Payload
 from fastapi_graph.dataplane.values import Kept
+from fastapi_graph.dataplane.window import Room
 from fastapi_graph.errors import BackPressureError, InputError
 from fastapi_graph.executor import Caller
 from fastapi_graph.graph.plan import Interface, Virtual
 from fastapi_graph.graph.virtual import Shadow, Split, StickyBy
+from fastapi_graph.raised import is_cancelled
 from fastapi_graph.replica import Replica
 from fastapi_graph.request import Scope, current_attempt, current_request, current_scope
 
@@ -271,19 +273,20 @@ class _ShadowCaller(VirtualCaller):
         try:
             args, kwargs = codec.decode(payload, self._what)
             if streams:
-                await self._secondary.stream(method, args, kwargs, _discard)
+                room = Room(math.inf)
+                await self._secondary.stream(method, args, kwargs, lambda _: room.use(0))
             else:
                 await self._secondary.call(method, args, kwargs)
         except BackPressureError as error:
             self.traffic["dropped"] += 1
             logger.debug("%s: no copy of a call of %s: %s", self._name, method, error)
-        except (Exception, SystemExit) as error:  # which would end the server
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                raise
+            self._failed(method, error)
+        except Exception as error:
             self._failed(method, error)
 
     def _failed(self, method: str, error: BaseException) -> None:
         self.traffic["failed"] += 1
         logger.debug("%s: the copy of a call of %s failed: %r", self._name, method, error)
-
-
-async def _discard(item: Any) -> None:
-    """Take an item of a stream that nobody reads."""

@@ -292,8 +292,8 @@ async def _run_chain(
                         result = await function(*args)
                     else:
                         result = await function(*args, **kwargs)
-                except Exception as error:
-                    replica.annotate(error, method)
+                except BaseException as error:
+                    replica.contain(error, method)
                     raise
                 finally:
                     if replica.queue:

@@ -197,9 +197,12 @@ class DeploymentHandle:
             "fallback": fallback,
         }
         changed = {name: value for name, value in given.items() if value is not _AS_BEFORE}
-        model_id = self._model_id if multiplexed_model_id is None else multiplexed_model_id
-        if not isinstance(model_id, str):
-            raise OptionError(f"{self!r}: multiplexed_model_id={model_id!r} must be a string")
+        model_id: Any = self._model_id if multiplexed_model_id is None else multiplexed_model_id
+        if not isinstance(model_id, str) or not model_id.isprintable():
+            raise OptionError(
+                f"{self!r}: multiplexed_model_id={model_id!r} must be a string of printable "
+                "characters"
+            )
         handle = DeploymentHandle(
             self._source,
             self._name,

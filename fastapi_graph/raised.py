@@ -1,16 +1,37 @@
-"""Exceptions of user code, made again without their `__init__`.
+"""Exceptions of user code: which of them are its own, and how they are made again.
 
-The reducer of BaseException calls `cls(*args)`, which fails for a class whose `__init__` takes
-keywords or formats its message, as `HTTPException(status_code=...)` does.
+They are made again without their `__init__`. The reducer of BaseException calls `cls(*args)`,
+which fails for a class whose `__init__` takes keywords or formats its message, as
+`HTTPException(status_code=...)` does.
 """
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import copyreg
 from typing import Any
 
-__all__ = ["reduce_exception", "twin"]
+__all__ = ["is_cancelled", "is_escape", "reduce_exception", "twin"]
+
+
+def is_cancelled() -> bool:
+    """Say whether the running task is being cancelled.
+
+    A frame that had the task in a variable would be in a cycle with the task's exception, and
+    large arguments would stay in memory until the next garbage collection.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def is_escape(error: BaseException) -> bool:
+    """Say whether user code lets an exception out that nobody above it would handle as one.
+
+    A panic of an extension module, for example, or `sys.exit()`.
+    """
+    passes = Exception | asyncio.CancelledError | KeyboardInterrupt | GeneratorExit
+    return not isinstance(error, passes)
 
 
 def reduce_exception(value: Any) -> Any:

@@ -27,10 +27,12 @@ from fastapi_graph.errors import (
     BackPressureError,
     GraphDefinitionError,
     GraphNotStartedError,
+    NodeError,
 )
 from fastapi_graph.graph.options import DeploymentOptions
 from fastapi_graph.graph.signatures import Kind, kind_of
 from fastapi_graph.multiplexing import ModelCache, models_of
+from fastapi_graph.raised import is_escape
 from fastapi_graph.request import current_attempt
 from fastapi_graph.threads import forget_finalizer, in_thread, pump
 
@@ -180,10 +182,12 @@ class Replica:
         hosted, self._object = self._object, None
         self._methods.clear()
         self.async_methods.clear()
-        if hosted is None or inspect.isroutine(hosted):
+        if hosted is None:
             return
         if left := self._abandoned | unfinished(hosted):
             await asyncio.wait(left, timeout=self.options.graceful_shutdown_timeout_s)
+        if inspect.isroutine(hosted):
+            return
         try:
             with user_code() as call:
                 call.host = self
@@ -260,11 +264,10 @@ class Replica:
                     self._abandon(worker)
                 raise
             return await result if inspect.isawaitable(result) else result
-        except asyncio.CancelledError:
-            call.cancel_nested()
-            raise
-        except Exception as error:
-            self.annotate(error, method)
+        except BaseException as error:
+            self.contain(error, method)
+            if isinstance(error, asyncio.CancelledError):
+                call.cancel_nested()
             raise
         finally:
             current_call.reset(token)
@@ -300,11 +303,10 @@ class Replica:
                 return
             release = False
             await self._stream_in_thread(function, args, kwargs, emit)
-        except asyncio.CancelledError:
-            call.cancel_nested()
-            raise
-        except Exception as error:
-            self.annotate(error, method)
+        except BaseException as error:
+            self.contain(error, method)
+            if isinstance(error, asyncio.CancelledError):
+                call.cancel_nested()
             raise
         finally:
             current_call.reset(token)
@@ -322,11 +324,18 @@ class Replica:
             current_attempt.set(None)  # the calls that this one makes are not attempts at it
         return call
 
-    def annotate(self, error: Exception, method: str) -> None:
-        """Say on the exception in which deployment it was raised."""
+    def contain(self, error: BaseException, method: str) -> None:
+        """Say on an exception of the user's code in which deployment it was raised.
+
+        Raises:
+            NodeError: It is none that anybody would handle; this is in its place.
+        """
         label = self.name if method == "__call__" else f"{self.name}.{method}"
         note = f"raised in deployment {label} (bound at {self.where})"
-        add_note(error, note)
+        if isinstance(error, Exception):
+            add_note(error, note)
+        elif is_escape(error):
+            raise NodeError(f"{error!r} was {note}") from error
 
     async def _wait_for_slot(self) -> None:
         limit = self.options.max_queued_requests
@@ -388,6 +397,8 @@ class Replica:
             if emitting is not None:
                 emitting.cancel()
             # Whoever reads the items does not wait for this; cancelled again, it is left alone.
+            self._abandoned.add(worker)
+            worker.add_done_callback(self._abandoned.discard)
             await asyncio.wait([worker])
             raise
 

@@ -159,6 +159,14 @@ class ItemStream:
                 raise  # somebody else has ended it, and there may have been more items
         return _END
 
+    def _next_elsewhere(self) -> concurrent.futures.Future[Any]:
+        asking = self._next()
+        try:
+            return asyncio.run_coroutine_threadsafe(asking, self._home)
+        except RuntimeError:  # the loop has been closed
+            asking.close()
+            raise
+
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
 
@@ -166,8 +174,7 @@ class ItemStream:
         if current_loop() is self._home:
             item = await self._next()
         else:
-            future = asyncio.run_coroutine_threadsafe(self._next(), self._home)
-            item = await asyncio.wrap_future(future)
+            item = await asyncio.wrap_future(self._next_elsewhere())
         if item is _END:
             raise StopAsyncIteration
         return item
@@ -177,8 +184,7 @@ class ItemStream:
 
     def __next__(self) -> Any:
         refuse_to_block(self._home, self._label)
-        future = asyncio.run_coroutine_threadsafe(self._next(), self._home)
-        item = wait(future, None, self._label)
+        item = wait(self._next_elsewhere(), None, self._label)
         if item is _END:
             raise StopIteration
         return item
@@ -189,6 +195,11 @@ class ItemStream:
             return False
         self._cancelled = True
         return self.abort()
+
+    @property
+    def is_ended_early(self) -> bool:
+        """Whether somebody has cancelled the source."""
+        return any(task.cancelling() for task in self._tasks)
 
     def abort(self) -> bool:
         """Close the generator for another reason than the reader's, who is told so.

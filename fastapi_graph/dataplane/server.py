@@ -46,6 +46,7 @@ from fastapi_graph.errors import (
     SerializationError,
 )
 from fastapi_graph.graph.containers import rebuild
+from fastapi_graph.raised import is_cancelled
 from fastapi_graph.replica import Replica
 from fastapi_graph.request import Attempt, Request, Scope, current_attempt, current_scope
 from fastapi_graph.streams import ItemStream
@@ -397,11 +398,11 @@ class _Client:
             else:
                 self._answer(Kind.RESULT, number, payload)
         except asyncio.CancelledError as error:
-            if _is_cancelled():
+            if is_cancelled():
                 raise  # the client does not wait
-            self._fail(number, error)  # the node itself raised it
+            self._fail(number, error)  # whatever pickles the result has raised it
         except Exception as error:
-            self._replica.annotate(error, method)
+            self._replica.contain(error, method)
             self._fail(number, error)
         except BaseException as error:
             # In a task it would end the actor's event loop, and every other call with it.
@@ -478,13 +479,3 @@ class _Client:
             with contextlib.suppress(LocalProtocolError):  # too long, or the client has gone
                 self._answer(Kind.ERROR, number, codec.encode_exception(form))
                 return
-
-
-def _is_cancelled() -> bool:
-    """Say whether the running task is being cancelled.
-
-    A frame that had the task in a variable would be in a cycle with the task's exception, and
-    large arguments would stay in memory until the next garbage collection.
-    """
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -33,7 +33,7 @@ class Room:
         closed: Whether nobody takes items any more.
     """
 
-    def __init__(self, size: int = WINDOW) -> None:
+    def __init__(self, size: float = WINDOW) -> None:
         self.closed = False
         self._size = size
         self._more = asyncio.Event()
@@ -56,10 +56,11 @@ class Room:
         self._size -= size
         if self._size > 0 and self._loop.time() > self._went_on + TURN_S:
             await asyncio.sleep(0)  # what takes time to make is sent at once, and lets others run
+            self._went_on = self._loop.time()
         while self._size <= 0 and not self.closed:
             self._more.clear()
             await self._more.wait()
-        self._went_on = self._loop.time()
+            self._went_on = self._loop.time()
 
 
 class Taken:

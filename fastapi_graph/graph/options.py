@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable
 from typing import Annotated, Any, Final, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -24,6 +25,13 @@ __all__ = ["NO_FALLBACK", "BatchOptions", "Cache", "DeploymentOptions"]
 
 Positive = Annotated[int, Field(ge=1, strict=True)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _printable(text: str) -> str:
+    """Refuse what may not be in a header or in a line of a log."""
+    if not text.isprintable():
+        raise ValueError("it must have printable characters only")
+    return text
 
 
 class _NoFallback(enum.Enum):
@@ -57,6 +65,8 @@ class Cache:
     key: Callable[..., Hashable] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.ttl_s, bool) or not isinstance(self.ttl_s, int | float):
+            raise OptionError(f"Cache: ttl_s={self.ttl_s!r} must be a number of seconds")
         if not self.ttl_s > 0:
             raise OptionError(f"Cache: ttl_s={self.ttl_s!r} must be above 0 seconds")
         if isinstance(self.max_size, bool) or not isinstance(self.max_size, int):
@@ -65,6 +75,8 @@ class Cache:
             raise OptionError(f"Cache: max_size={self.max_size!r} must be at least 1")
         if self.key is not None and not callable(self.key):
             raise OptionError(f"Cache: key={self.key!r} must be callable")
+        if inspect.iscoroutinefunction(self.key):
+            raise OptionError(f"Cache: key={self.key!r} is async; a key has to be known at once")
 
 
 class _Options(BaseModel):
@@ -95,7 +107,7 @@ class DeploymentOptions(_Options):
     https://docs.ray.io/en/latest/serve/configure-serve-deployment.html
     """
 
-    name: Annotated[str, Field(min_length=1)] | None = None
+    name: Annotated[str, Field(min_length=1), AfterValidator(_printable)] | None = None
     num_replicas: Positive = 1
     max_ongoing_requests: Positive = 100
     max_queued_requests: Annotated[int, Field(ge=-1, strict=True)] = -1

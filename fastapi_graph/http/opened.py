@@ -7,7 +7,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from fastapi_graph.errors import DeadlineExceededError, GraphStoppingError
+from fastapi_graph.errors import DeadlineExceededError, GraphStoppingError, NodeError
+from fastapi_graph.raised import is_cancelled
 from fastapi_graph.request import current_deadline
 from fastapi_graph.streams import ItemStream
 
@@ -52,6 +53,7 @@ class Opened:
         Raises:
             DeadlineExceededError: It took too long.
             GraphStoppingError: The graph was stopped.
+            NodeError: A node raised `CancelledError`.
             Exception: What the generator raised.
         """
         loop = asyncio.get_running_loop()
@@ -64,8 +66,9 @@ class Opened:
             if not scope.expired():
                 raise
             raise DeadlineExceededError(f"{self.label}: the stream took too long") from error
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+        except asyncio.CancelledError as error:
+            if is_cancelled():
                 raise
-            raise GraphStoppingError(f"{self.label}: it was stopped in mid-stream") from None
+            if self._items.is_ended_early:
+                raise GraphStoppingError(f"{self.label}: it was stopped in mid-stream") from None
+            raise NodeError(f"{self.label}: {error!r}, and nobody had cancelled it") from error

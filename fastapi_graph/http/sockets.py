@@ -145,7 +145,10 @@ class SocketEndpoint:
         said = data.decode() if text is None else text
         if self._adapter is None:
             return said
-        return self._adapter.validate_python(json.loads(said))
+        try:
+            return self._adapter.validate_python(json.loads(said))
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
 
     async def _send(self, websocket: WebSocket, source: ItemStream) -> tuple[int | None, str]:
         """Send every item, and return how to close after the last one."""

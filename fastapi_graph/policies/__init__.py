@@ -95,7 +95,10 @@ class PolicyCaller:
         self, cache: ResultCache, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Spare a result that is kept the way through the layers."""
-        kept = cache.find(method, args, kwargs)
+        try:
+            kept = cache.find(method, args, kwargs)
+        except Exception:  # raised again in there, where a fallback may answer
+            kept = None
         return await self._again.call(method, args, kwargs) if kept is None else kept.value
 
     def stream(

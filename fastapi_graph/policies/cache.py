@@ -1,7 +1,8 @@
 """The result cache of a deployment, in each process that calls it.
 
 Identical calls at the same time are one call: its task belongs to none of those who wait for it,
-so that one who is cancelled, or late, costs the others nothing.
+so that one who is cancelled, or late, costs the others nothing. Its deadline is the latest of
+theirs.
 """
 
 from __future__ import annotations
@@ -14,17 +15,23 @@ from typing import Any, NamedTuple
 
 from fastapi_graph.context import add_note, current_call, eager_task
 from fastapi_graph.dataplane import codec
-from fastapi_graph.errors import SerializationError
+from fastapi_graph.errors import DeadlineExceededError, SerializationError
 from fastapi_graph.graph.options import Cache
 from fastapi_graph.policies.layer import Layer
 from fastapi_graph.raised import twin
-from fastapi_graph.request import Scope, current_request, current_scope
+from fastapi_graph.request import (
+    Scope,
+    current_deadline,
+    current_request,
+    current_scope,
+    seconds_left,
+)
 
 __all__ = ["Cached", "CachedResult", "ResultCache", "content_of"]
 
 Function = Callable[[str, tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
 
-_PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
+_PLAIN = frozenset({str, int, bool, bytes, type(None)})
 
 
 class CachedResult(NamedTuple):
@@ -37,14 +44,29 @@ class CachedResult(NamedTuple):
 class _Flight:
     """A call under way, and how many wait for it."""
 
-    __slots__ = ("failed", "key", "scope", "task", "waiting")
+    __slots__ = ("failed", "first_deadline", "key", "scope", "task", "waiting")
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
-        self.scope = Scope(current_request())  # with nobody's deadline
+        self.first_deadline = current_deadline()
+        self.scope = Scope(current_request(), self.first_deadline)
         self.waiting = 0
         self.failed = False  # and somebody has been told
         self.task: asyncio.Task[Any]
+
+    def join(self) -> None:
+        """Let it have until the deadline of the current context, if that is later."""
+        deadline = current_deadline()
+        if deadline is None or self.scope.deadline is None:
+            self.scope.deadline = None
+        else:
+            self.scope.deadline = max(deadline, self.scope.deadline)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the deadline has passed with which it began, and which other processes know."""
+        deadline = self.first_deadline
+        return deadline is not None and asyncio.get_running_loop().time() >= deadline
 
 
 class ResultCache:
@@ -96,16 +118,22 @@ class ResultCache:
     ) -> Any:
         """Return the result that is kept, or that of a call which is under way, or of a new one."""
         key = self._key(method, args, kwargs)
-        if (kept := self._find(key)) is not None:
-            return kept.value
         loop = asyncio.get_running_loop()
-        flight = self._flights.get(key)
-        if flight is None or flight.task.get_loop() is not loop:
-            self._counts["cache_misses"] += 1
-            flight = self._begin(key, function, method, args, kwargs)
-        else:
+        while True:
+            if (kept := self._find(key)) is not None:
+                return kept.value
+            flight = self._flights.get(key)
+            if flight is None or flight.task.get_loop() is not loop:
+                self._counts["cache_misses"] += 1
+                return await self._wait_for(self._begin(key, function, method, args, kwargs))
             self._counts["cache_hits"] += 1
-        return await self._wait_for(flight)
+            flight.join()
+            try:
+                return await self._wait_for(flight)
+            except DeadlineExceededError:
+                left = seconds_left()
+                if not flight.is_late or (left is not None and left <= 0):
+                    raise
 
     def _key(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
         request = current_request()
@@ -198,6 +226,8 @@ def content_of(value: Any, what: str) -> Hashable:
     kind = type(value)
     if kind in _PLAIN:
         return kind, value  # 1, 1.0 and True are equal to Python, not to a model
+    if kind is float:
+        return kind, value or str(value)  # nor are 0.0 and -0.0
     if kind is tuple or kind is list:
         said = [
             (type(part), part) if type(part) in _PLAIN else content_of(part, what) for part in value

@@ -22,9 +22,10 @@ from fastapi_graph import (
     batch,
     deployment,
 )
+from fastapi_graph.batching.streams import UNREAD_AT_MOST
 from fastapi_graph.request import within
 from tests.contract.conftest import Serve
-from tests.contract.probes import Gate, Journal, notes
+from tests.contract.probes import PATIENCE_S, Gate, Journal, notes
 
 pytestmark = pytest.mark.anyio
 
@@ -526,6 +527,41 @@ async def test_each_step_yields_an_item_for_each_call(method: str, serve: Serve)
         call = getattr(graph.handle, method)
         streams = await asyncio.gather(*(read(call.remote(n)) for n in (2, 4, 0, 1)))
     assert streams == [[0, 1], [0, 1, 2, 3], [], [0]]
+
+
+async def test_a_reader_that_is_far_too_slow_is_waited_for(serve: Serve) -> None:
+    most = UNREAD_AT_MOST
+
+    @deployment
+    class Counts:
+        def __init__(self) -> None:
+            self.made = 0
+
+        @batch(max_batch_size=2, batch_wait_timeout_s=PATIENCE_S)
+        async def count(self, stops: list[int]) -> AsyncIterator[list[int]]:
+            for number in range(stops[0]):
+                self.made = number + 1
+                yield [number] * len(stops)
+
+        async def get_made(self) -> int:
+            return self.made
+
+    async with serve(Counts.bind()) as graph:
+        slow, fast = (graph.handle.count.remote(2 * most) for _ in range(2))
+        reading = asyncio.ensure_future(read(fast))
+        assert await anext(slow) == 0
+        await asyncio.sleep(0.5)
+        assert most < await graph.handle.get_made.remote() < 1.5 * most
+        assert not reading.done()
+        assert await read(slow) == [*range(1, 2 * most)]
+        assert await reading == [*range(2 * most)]
+
+        slow, fast = (graph.handle.count.remote(2 * most) for _ in range(2))
+        reading = asyncio.ensure_future(read(fast))
+        assert await anext(slow) == 0
+        await asyncio.sleep(0.2)
+        slow.cancel()
+        assert await reading == [*range(2 * most)]
 
 
 @STREAMS

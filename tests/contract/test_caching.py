@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import operator
+import random
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,13 +15,16 @@ import pytest
 from fastapi_graph import (
     Cache,
     DeadlineExceededError,
+    DeploymentHandle,
     GraphSettings,
     InputNode,
     OptionError,
     SerializationError,
     deployment,
+    get_request_context,
 )
 from fastapi_graph.policies.cache import content_of
+from fastapi_graph.request import within
 from tests.contract.conftest import Serve
 from tests.contract.probes import Gate, Journal, notes
 
@@ -261,6 +268,88 @@ async def test_a_key_function_that_fails(journal: Journal, serve: Serve) -> None
         assert "in the cache key of Model" in notes(caught.value)
 
 
+@pytest.mark.parametrize("settings", [{"key": operator.itemgetter("id")}, {}])
+async def test_a_fallback_answers_for_what_has_no_key(
+    settings: Any, journal: Journal, serve: Serve
+) -> None:
+    model = deployment(Model).options(cache=Cache(ttl_s=60, **settings), fallback="instead")
+    async with serve(model.bind(journal)) as graph:
+        argument: Any = {} if settings else threading.Lock()
+        assert await graph.handle.remote(argument) == "instead"
+
+
+async def test_it_has_as_long_as_the_last_of_those_who_wait(journal: Journal, serve: Serve) -> None:
+    @deployment(cache=Cache(ttl_s=60))
+    async def look(journal: Journal, name: str) -> float | None:
+        journal.add(f"start {name}")
+        await journal.wait_for(f"open {name}")
+        return get_request_context().deadline_s
+
+    async with serve(look.bind()) as graph:
+
+        async def call(name: str, *deadlines: float | None) -> set[float | None]:
+            now = asyncio.get_running_loop().time()
+            calls = []
+            for deadline in deadlines:
+                with within(None if deadline is None else now + deadline):
+                    calls.append(graph.handle.remote(journal, name))
+                await journal.wait_for(f"start {name}")
+            journal.add(f"open {name}")
+            return set(await asyncio.gather(*calls))
+
+        (alone,) = await call("alone", 50)
+        assert alone is not None
+        assert 40 < alone < 50
+        assert await call("none", None, 50) == {None}
+        if graph.settings.backend == "inprocess":
+            (latest,) = await call("both", 30, 50, 40)
+            assert latest is not None
+            assert 40 < latest < 50
+            assert await call("later none", 50, None) == {None}
+
+
+async def test_the_deadline_of_the_first_is_not_that_of_others(
+    journal: Journal, serve: Serve
+) -> None:
+    @deployment
+    class Below:
+        async def __call__(self) -> str:
+            return "below"
+
+    @deployment(cache=Cache(ttl_s=60))
+    class Above:
+        def __init__(self, below: DeploymentHandle, journal: Journal) -> None:
+            self.below = below
+            self.journal = journal
+
+        async def __call__(self) -> str:
+            self.journal.add("start")
+            left = get_request_context().deadline_s
+            await asyncio.sleep(0 if left is None else 0.5)
+            return await self.below.remote()
+
+    async with serve(Above.bind(Below.bind(), journal)) as graph:
+        await graph.handle_of("Below").remote()
+        with within(asyncio.get_running_loop().time() + 0.4):
+            first = graph.handle.remote()
+        await journal.wait_for("start")
+        assert await graph.handle.remote() == "below"
+        with contextlib.suppress(DeadlineExceededError):
+            await first
+
+
+async def test_no_retry_is_waited_for_past_the_deadline(
+    journal: Journal, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "random", lambda: 1.0)
+    options = {"retry_on": ConnectionError, "retry_backoff_s": 6.0, "fallback": "instead"}
+    model = deployment(Model).options(cache=Cache(ttl_s=60), **options)
+    async with serve(model.bind(journal)) as graph:
+        with within(asyncio.get_running_loop().time() + 5):
+            assert await graph.handle.fails.remote("a") == "instead"
+    assert journal.count("call") == 1
+
+
 async def test_streams_are_not_kept(journal: Journal, serve: Serve) -> None:
     async with serve(bound(journal)) as graph:
         for _ in range(2):
@@ -271,6 +360,9 @@ async def test_streams_are_not_kept(journal: Journal, serve: Serve) -> None:
 def test_settings_that_cannot_be() -> None:
     for settings, message in [
         ({"ttl_s": 0}, "ttl_s=0 must be above 0"),
+        ({"ttl_s": "5"}, "ttl_s='5' must be a number of seconds"),
+        ({"ttl_s": True}, "ttl_s=True must be a number of seconds"),
+        ({"ttl_s": 1, "key": asyncio.sleep}, "is async"),
         ({"ttl_s": 1, "max_size": 0}, "max_size=0 must be at least 1"),
         ({"ttl_s": 1, "max_size": 1.5}, "whole number"),
         ({"ttl_s": 1, "key": "id"}, "must be callable"),
@@ -288,6 +380,7 @@ def test_content() -> None:
     for left, right in same:
         assert content_of(left, "it") == content_of(right, "it")
     different = [(1, 1.0), (1, True), ([1], (1,)), ({1: 2}, {2: 1}), ("a", b"a"), (0.0, False)]
-    different += [(numpy.arange(3), numpy.arange(4)), (numpy.arange(3), numpy.arange(3.0))]
+    different += [([0.0], [-0.0]), (numpy.arange(3), numpy.arange(4))]
+    different += [(numpy.arange(3), numpy.arange(3.0))]
     for left, right in different:
         assert content_of(left, "it") != content_of(right, "it")

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -140,6 +141,32 @@ async def test_a_close_that_raises_is_logged_and_the_others_are_closed(
     assert "cannot close" in logged.text
     assert "Failing" in logged.text
     assert place in logged.text
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_thread_that_was_left_in_a_function_ends_before_the_graph(
+    streams: bool, journal: Journal, in_process: GraphSettings
+) -> None:
+    def work(journal: Journal) -> None:
+        journal.add("begins")
+        time.sleep(0.3)
+        journal.add("ends")
+
+    def items(journal: Journal) -> Iterator[int]:
+        yield 1
+        work(journal)
+        yield 2
+
+    async with Graph(deployment(items if streams else work).bind(), settings=in_process) as graph:
+        call = graph.handle.remote(journal)
+        if streams:
+            assert await anext(call) == 1
+        await journal.wait_for("begins")
+        call.cancel()
+        async with asyncio.timeout(1):
+            while not graph.status()[0].counts.get("abandoned"):  # noqa: ASYNC110 - a counter
+                await asyncio.sleep(0.001)
+    assert journal.read() == ["begins", "ends"]
 
 
 async def test_a_thread_that_was_left_in_the_object_ends_before_it_is_closed(

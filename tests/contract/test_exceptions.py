@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import sys
 import threading
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -334,6 +335,48 @@ async def test_an_exception_that_takes_no_note_comes_through(serve: Serve) -> No
         with pytest.raises(FrozenError) as raised:
             await graph.handle.remote()
     assert raised.value.code == 3
+
+
+class Panic(BaseException):
+    """What an extension module may raise."""
+
+
+@deployment
+class Panics:
+    async def on_the_loop(self, kind: type[BaseException]) -> Any:
+        raise kind("at last")
+
+    def in_a_thread(self, kind: type[BaseException]) -> Any:
+        raise kind("at last")
+
+    async def items(self, kind: type[BaseException]) -> AsyncIterator[int]:
+        yield 1
+        raise kind("at last")
+
+
+@pytest.mark.parametrize("method", ["on_the_loop", "in_a_thread"])
+@pytest.mark.parametrize("kind", [Panic, SystemExit])
+async def test_what_is_no_exception_fails_its_own_call_only(
+    kind: type[BaseException], method: str, serve: Serve
+) -> None:
+    node = Panics.options(fallback="instead").bind()
+    with InputNode() as x:
+        dag = pair.bind(getattr(Panics.bind(), method).bind(x), getattr(node, method).bind(x))
+    async with serve(dag) as graph:
+        with pytest.raises(NodeError, match=f"{kind.__name__}.*at last"):
+            await graph.handle.remote(kind)
+        call = getattr(graph.handle_of(node), method).remote(kind)
+        assert await call == "instead"
+        assert call.degraded
+
+
+async def test_what_is_no_exception_ends_its_own_stream_only(serve: Serve) -> None:
+    async with serve(Panics.bind()) as graph:
+        for _ in range(2):
+            items = graph.handle.items.remote(Panic)
+            assert await anext(items) == 1
+            with pytest.raises(NodeError, match=r"Panic.*at last"):
+                await anext(items)
 
 
 async def test_a_thread_that_exits_ends_its_own_call_only(serve: Serve) -> None:

@@ -314,6 +314,13 @@ async def test_several_in_a_class(serve: Serve) -> None:
         await serve(deployment(Twice).bind()).start()
 
 
+@pytest.mark.parametrize("model_id", ["a\nb", "\ud800", 5])
+async def test_an_id_that_cannot_be(model_id: Any, journal: Journal, serve: Serve) -> None:
+    async with serve(deployment(Host).bind(journal)) as graph:
+        with pytest.raises(OptionError, match="must be a string of printable characters"):
+            graph.handle.options(multiplexed_model_id=model_id)
+
+
 def test_what_cannot_be() -> None:
     for limit in (0, -2, 1.5, True):
         with pytest.raises(OptionError, match="max_num_models_per_replica"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import threading
@@ -78,6 +79,20 @@ class Failing:
         raise ZeroDivisionError("in the shadow")
 
 
+class Panic(BaseException):
+    """What an extension module may raise."""
+
+
+@deployment
+class Escaping:
+    async def predict(self, value: type[BaseException]) -> None:
+        raise value
+
+    async def items(self, count: int) -> AsyncIterator[int]:
+        for number in itertools.count():
+            yield number
+
+
 @deployment
 class Asking:
     def __init__(self, model: DeploymentHandle) -> None:
@@ -141,6 +156,24 @@ async def test_even_system_exit_is_only_a_failure(serve: Serve) -> None:
     async with serve(model) as graph:
         assert await graph.handle.predict.remote(1) == 1
         await settled(graph, model, copied=1, failed=1)
+
+
+@pytest.mark.parametrize("kind", [Panic, asyncio.CancelledError])
+async def test_so_is_what_is_no_exception(kind: type[BaseException], serve: Serve) -> None:
+    model = shadow(Answering.bind(), Escaping.bind())
+    async with serve(model) as graph:
+        assert await graph.handle.predict.remote(kind) is kind
+        await settled(graph, model, copied=1, failed=1)
+
+
+@pytest.mark.usefixtures("in_process")
+async def test_a_stream_without_end_lets_others_run(serve: Serve) -> None:
+    model = shadow(Answering.bind(), Escaping.options(graceful_shutdown_timeout_s=0.1).bind())
+    async with serve(model) as graph:
+        assert [item async for item in graph.handle.items.remote(2)] == [0, 1]
+        for _ in range(20):
+            async with asyncio.timeout(1):
+                assert await graph.handle.predict.remote(1) == 1
 
 
 async def test_one_that_dies_takes_nothing_along(backend: GraphSettings, serve: Serve) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Iterator
@@ -25,6 +26,10 @@ from fastapi_graph import (
     graph_router,
 )
 from tests.router.golden import client_of, headers_of
+
+
+class Panic(BaseException):
+    """What an extension module may raise."""
 
 
 class Token(BaseModel):
@@ -314,7 +319,7 @@ def test_an_adapter_of_ones_own() -> None:
 # Failures
 
 
-def failing(error: Exception, after: int, **options: Any) -> FastAPI:
+def failing(error: BaseException, after: int, **options: Any) -> FastAPI:
     @deployment
     async def fails(value: int) -> AsyncIterator[int]:
         for number in range(after):
@@ -352,6 +357,7 @@ def test_an_input_that_lacks_something_is_a_422() -> None:
 INTERNAL = b'{"status":500,"detail":"Internal Server Error"}'
 
 
+@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError, Panic, SystemExit])
 @pytest.mark.parametrize(
     "form, said",
     [
@@ -359,8 +365,10 @@ INTERNAL = b'{"status":500,"detail":"Internal Server Error"}'
         ("jsonl", b'0\n1\n{"error":' + INTERNAL + b"}\n"),
     ],
 )
-def test_a_failure_in_mid_stream(form: Any, said: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    response = ask(failing(ValueError("secret"), 2, stream=form))
+def test_a_failure_in_mid_stream(
+    form: Any, said: bytes, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    response = ask(failing(error("secret"), 2, stream=form))
     assert response.status_code == 200
     assert response.content == said
     (record,) = [found for found in caplog.records if found.levelno == logging.ERROR]

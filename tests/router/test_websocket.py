@@ -27,6 +27,10 @@ from fastapi_graph import (
 from tests.contract.probes import Journal
 
 
+class Panic(BaseException):
+    """What an extension module may raise."""
+
+
 class Turn(BaseModel):
     text: str
     number: int = 0
@@ -143,7 +147,7 @@ def closed_with(socket: Any) -> tuple[int, str]:
     return caught.value.code, caught.value.reason
 
 
-@pytest.mark.parametrize("sent", ["no JSON", '{"text": 5}', b"\xff"])
+@pytest.mark.parametrize("sent", ["no JSON", '{"text": 5}', b"\xff", "[" * 100_000])
 def test_a_message_of_another_type_closes(sent: Any, tmp_path: Any) -> None:
     journal = Journal(tmp_path / "journal")
 
@@ -208,7 +212,7 @@ def test_a_client_that_leaves_ends_the_messages_and_closes_the_generator(
     assert journal.read() == (["['b']", "closed"] if "reads" in leaves else ["closed"])
 
 
-def failing(error: Exception) -> Any:
+def failing(error: BaseException) -> Any:
     @deployment
     async def fails(messages: AsyncIterator[str]) -> AsyncIterator[str]:
         async for message in messages:
@@ -222,13 +226,15 @@ def failing(error: Exception) -> Any:
     "error, code, reason",
     [
         (ValueError("secret"), 1011, "Internal Server Error"),
+        (asyncio.CancelledError(), 1011, "Internal Server Error"),
+        (Panic("secret"), 1011, "Internal Server Error"),
         (HTTPException(403, "not you"), 1008, "not you"),
         (HTTPException(503, "later"), 1013, "later"),
         (HTTPException(400, "\u20ac" * 100), 1008, "\u20ac" * 41),
     ],
 )
 def test_a_failure_closes(
-    error: Exception, code: int, reason: str, caplog: pytest.LogCaptureFixture
+    error: BaseException, code: int, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
         TestClient(app_of(talking(failing(error)))) as client,

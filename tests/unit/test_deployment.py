@@ -188,6 +188,12 @@ def test_binding_runs_nothing_and_changes_nothing() -> None:
     assert argument == [1]
 
 
+@pytest.mark.parametrize("name", ["", "a\r\nb", "\ud800", 5])
+def test_a_name_that_cannot_be(name: Any) -> None:
+    with pytest.raises(OptionError, match="option name="):
+        deployment(name=name)(len)
+
+
 def test_repr_names_it() -> None:
     assert repr(add) == "<Deployment add>"
     assert repr(async_add) == "<Deployment slow_add>"

@@ -79,7 +79,7 @@ def test_what_is_no_alternative(kind: str) -> None:
         shadow(Left.bind(), make())
 
 
-@pytest.mark.parametrize("weight", [0, -1, math.nan, math.inf, "1", None, True])
+@pytest.mark.parametrize("weight", [0, -1, math.nan, math.inf, 10**400, "1", None, True])
 def test_weights(weight: Any) -> None:
     node = Left.bind()
     with refused("split", "Left", repr(weight)):
