@@ -26,7 +26,7 @@ GraphError
     ├── ResponseTimeoutError (TimeoutError)   ``result(timeout_s)`` waited long enough
     ├── DeadlockError (RuntimeError)   waiting here would block the loop that computes
     ├── SerializationError (TypeError) an argument or a result cannot be serialised
-    └── NodeError                      a node's exception whose type cannot be rebuilt
+    └── NodeError                      what a node raised and cannot be passed on
 ```
 
 An exception that user code raises is not in this tree: it reaches the caller as it is,
@@ -197,4 +197,7 @@ class SerializationError(ExecutionError, TypeError):
 
 
 class NodeError(ExecutionError):
-    """Stands for a node's exception whose own type cannot be rebuilt on this side."""
+    """Stands for what a node raised and its caller cannot get.
+
+    The type cannot be rebuilt on this side, or it is no `Exception`: `SystemExit`, for example.
+    """
