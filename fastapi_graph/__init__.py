@@ -53,7 +53,8 @@ if TYPE_CHECKING:
         DeploymentResponseGenerator,
     )
     from fastapi_graph.logs import RequestLogFilter
-    from fastapi_graph.multiplexing import get_multiplexed_model_id, multiplexed
+    from fastapi_graph.models import get_multiplexed_model_id
+    from fastapi_graph.multiplexing import multiplexed
     from fastapi_graph.request import RequestContext, get_request_context
     from fastapi_graph.router import graph_router
     from fastapi_graph.settings import GraphSettings
@@ -132,10 +133,8 @@ _HOMES = {
         "DeploymentResponseGenerator",
     ),
     "logs": ("RequestLogFilter",),
-    "multiplexing": (
-        "get_multiplexed_model_id",
-        "multiplexed",
-    ),
+    "models": ("get_multiplexed_model_id",),
+    "multiplexing": ("multiplexed",),
     "request": (
         "RequestContext",
         "get_request_context",

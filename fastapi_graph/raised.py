@@ -12,7 +12,9 @@ import copy
 import copyreg
 from typing import Any
 
-__all__ = ["is_cancelled", "is_escape", "reduce_exception", "twin"]
+from fastapi_graph.errors import NodeError
+
+__all__ = ["contain", "is_cancelled", "is_escape", "reduce_exception", "twin"]
 
 
 def is_cancelled() -> bool:
@@ -32,6 +34,16 @@ def is_escape(error: BaseException) -> bool:
     """
     passes = Exception | asyncio.CancelledError | KeyboardInterrupt | GeneratorExit
     return not isinstance(error, passes)
+
+
+def contain(error: BaseException, what: str) -> None:
+    """Raise another exception in place of one that nobody would handle; let others pass.
+
+    Raises:
+        NodeError: It is such a one, raised in `what`.
+    """
+    if is_escape(error):
+        raise NodeError(f"{error!r} was raised in {what}") from error
 
 
 def reduce_exception(value: Any) -> Any:

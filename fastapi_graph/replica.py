@@ -27,12 +27,12 @@ from fastapi_graph.errors import (
     BackPressureError,
     GraphDefinitionError,
     GraphNotStartedError,
-    NodeError,
 )
 from fastapi_graph.graph.options import DeploymentOptions
 from fastapi_graph.graph.signatures import Kind, kind_of
-from fastapi_graph.multiplexing import ModelCache, models_of
-from fastapi_graph.raised import is_escape
+from fastapi_graph.models import ModelCache
+from fastapi_graph.multiplexing import models_of
+from fastapi_graph.raised import contain, is_escape
 from fastapi_graph.request import current_attempt
 from fastapi_graph.threads import forget_finalizer, in_thread, pump
 
@@ -184,8 +184,10 @@ class Replica:
         self.async_methods.clear()
         if hosted is None:
             return
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.options.graceful_shutdown_timeout_s
         if left := self._abandoned | unfinished(hosted):
-            await asyncio.wait(left, timeout=self.options.graceful_shutdown_timeout_s)
+            await asyncio.wait(left, timeout=until - loop.time())
         if inspect.isroutine(hosted):
             return
         try:
@@ -196,11 +198,13 @@ class Replica:
                 elif callable(finalizer := getattr(hosted, "__del__", None)):
                     await self._run(finalizer)
                     forget_finalizer(hosted)
-        except Exception:
+        except BaseException as error:
+            if not isinstance(error, Exception) and not is_escape(error):
+                raise
             logger.exception("%s: close failed (bound at %s)", self.name, self.where)
         models, self.models = self.models, None
         if models is not None:
-            await models.close(self.options.graceful_shutdown_timeout_s)
+            await models.close(max(0.0, until - loop.time()))
 
     def _find(self, method: str) -> tuple[Callable[..., Any], Kind]:
         hosted = self._object
@@ -331,11 +335,10 @@ class Replica:
             NodeError: It is none that anybody would handle; this is in its place.
         """
         label = self.name if method == "__call__" else f"{self.name}.{method}"
-        note = f"raised in deployment {label} (bound at {self.where})"
+        what = f"deployment {label} (bound at {self.where})"
+        contain(error, what)
         if isinstance(error, Exception):
-            add_note(error, note)
-        elif is_escape(error):
-            raise NodeError(f"{error!r} was {note}") from error
+            add_note(error, f"raised in {what}")
 
     async def _wait_for_slot(self) -> None:
         limit = self.options.max_queued_requests

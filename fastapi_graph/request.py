@@ -102,7 +102,7 @@ class Request:
 class Scope:
     """What the current context works for, and what it learns of the calls below it.
 
-    One is made for a request and for every handle call.
+    One is made for a request, for every handle call, and for what outlives its caller.
 
     Args:
         request: What came in; None for nothing yet: the first handle call begins a request.
@@ -157,7 +157,11 @@ def scope_of_call(model_id: str = "") -> Scope:
 
 @contextlib.contextmanager
 def within(deadline: float | None) -> Iterator[None]:
-    """Let the body, which belongs to what the current context works for, have this deadline."""
+    """Let the body, a part of what the current context works for, have another deadline.
+
+    Args:
+        deadline: By the clock of the event loop; None for none, whatever there is around it.
+    """
     outer = current_scope.get()
     scope = Scope(None if outer is None else outer.request, deadline, outer)
     token = current_scope.set(scope)

@@ -199,7 +199,7 @@ class ItemStream:
     @property
     def is_ended_early(self) -> bool:
         """Whether somebody has cancelled the source."""
-        return any(task.cancelling() for task in self._tasks)
+        return not self._tasks or any(task.cancelling() for task in self._tasks)
 
     def abort(self) -> bool:
         """Close the generator for another reason than the reader's, who is told so.

@@ -1,7 +1,8 @@
 """Batches of generators: each step yields one list, with an item for each call.
 
 The generator goes on as soon as one of its readers waits for the next item. So it is never ahead
-of the fastest one. A slow one holds nobody up until `UNREAD_AT_MOST` results are kept for it.
+of the fastest one, and a slow one holds nobody up: what it has not read yet is kept for it, until
+that is too much.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from typing import Any
 import anyio
 
 from fastapi_graph.batching.queue import Batch, BatchQueue, Item
+from fastapi_graph.errors import BackPressureError
 from fastapi_graph.threads import pump
 
 __all__ = ["UNREAD_AT_MOST", "StreamBatch", "StreamItem"]
 
-UNREAD_AT_MOST = 256
-"""Results that a reader may leave unread; then the others wait for it."""
+UNREAD_AT_MOST = 1024
+"""Results that a reader may leave unread; then the batch goes on without it."""
 
 
 class StreamItem(Item):
@@ -50,9 +52,9 @@ class StreamItem(Item):
         return not (self.left or self._results or self.answer.done())
 
     @property
-    def full(self) -> bool:
+    def too_slow(self) -> bool:
         """Whether its reader is too far behind."""
-        return not self.left and len(self._results) >= UNREAD_AT_MOST
+        return not self.left and len(self._results) > UNREAD_AT_MOST
 
     async def read(self) -> AsyncGenerator[Any, None]:
         """Yield each result; raise what the batch has raised for it."""
@@ -65,10 +67,7 @@ class StreamItem(Item):
                 if self.batch is not None:
                     self.batch.wake()
                 await self.answer
-            was_full = self.full
             result = self._results.popleft()
-            if was_full and self.batch is not None:
-                self.batch.wake()
             if isinstance(result, BaseException):
                 try:
                     raise result
@@ -137,12 +136,16 @@ class StreamBatch(Batch):
 
     async def _emit(self, step: Any) -> None:
         self._give(step)
-        while not self._is_wanted():
+        for item in self.items:
+            if item.too_slow:
+                item.end(
+                    BackPressureError(
+                        f"{self._work.label}: its reader is {UNREAD_AT_MOST} items behind, and the "
+                        f"batch goes on without it (defined at {self._work.where})"
+                    )
+                )
+        while not any(item.hungry for item in self.items):
             if all(item.left for item in self.items):
                 raise anyio.ClosedResourceError
             self._hunger = self._queue.loop.create_future()
             await self._hunger
-
-    def _is_wanted(self) -> bool:
-        hungry = any(item.hungry for item in self.items)
-        return hungry and not any(item.full for item in self.items)

@@ -19,16 +19,20 @@ import os
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
 from fastapi_graph.dataplane.codec import Payload
 from fastapi_graph.dataplane.frames import Part, join_payload, split_payload
 
-__all__ = ["Memory", "Spares", "read"]
+__all__ = ["SPARE_AT_MOST_S", "Memory", "Spares", "read"]
 
 SPARE_AT_MOST = 512 << 20
 """Bytes that a process keeps in files that it does not need."""
+
+SPARES_AT_MOST = 16
+"""How many such files there are; each that has been used again costs a descriptor."""
 
 SPARE_AT_MOST_S = 5.0
 """Seconds for which it keeps them."""
@@ -57,18 +61,20 @@ class Memory:
 
     def __init__(self, path: Path, payload: Payload) -> None:
         self.path = path
-        self._file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
         self._mapping: mmap.mmap | None = None
         parts = _parts(payload)
         self.size = sum(map(len, parts))
+        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         try:
             for part in parts:
                 left = memoryview(part)
                 while left:
-                    left = left[os.write(self._file, left) :]
+                    left = left[os.write(file, left) :]
         except OSError:
             self.remove()
             raise
+        finally:
+            os.close(file)
 
     def rename(self, path: Path) -> None:
         """Give it another name.
@@ -79,30 +85,31 @@ class Memory:
         self.path.rename(path)
         self.path = path
 
-    def rewrite(self, payload: Payload) -> bool:
+    def rewrite(self, parts: Sequence[Part]) -> bool:
         """Write another payload, which must fit; False if somebody still reads the last one.
 
         It must not have a name by which anybody looks for it.
 
         Raises:
-            OSError: It cannot be mapped.
+            OSError: It cannot be opened or mapped.
         """
+        file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if self._mapping is None:
                 flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
-                self._mapping = mmap.mmap(self._file, self.size, flags=flags)
-            _copy(_parts(payload), self._mapping)
+                self._mapping = mmap.mmap(file, self.size, flags=flags)
+            _copy(parts, self._mapping)
+        except BlockingIOError:
+            return False
         finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)  # of which the mapping keeps a duplicate
+            os.close(file)
         return True
 
     def close(self) -> None:
         """Let go of it, and leave it where it is."""
-        os.close(self._file)
         if self._mapping is not None:
             self._mapping.close()
 
@@ -160,6 +167,8 @@ def _copy(parts: Sequence[Part], mapping: mmap.mmap) -> None:
 class Spares:
     """Files that are kept to be used again. Its methods may be called in any thread.
 
+    `keep()` may even be called by the garbage collector, amid one of the others: it takes no lock.
+
     Args:
         folder: Where they are.
     """
@@ -169,24 +178,28 @@ class Spares:
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._kept: list[Memory] = []  # the oldest first
+        self._new: deque[Memory] = deque()  # to be kept from now on
 
     def write(self, path: Path, payload: Payload) -> Memory | None:
         """Write a payload to one of them and give it a path; None if there is none that suits."""
-        size = sum(map(len, _parts(payload)))
+        self.trim()
+        parts = _parts(payload)
+        size = sum(map(len, parts))
         unfit: list[Memory] = []
         try:
             while (memory := self._take(size)) is not None:
                 with contextlib.suppress(OSError):
-                    if memory.rewrite(payload):
+                    if memory.rewrite(parts):
                         memory.rename(path)
                         return memory
                 unfit.append(memory)
             return None
         finally:
-            self._insert(unfit)
+            self._new += unfit
 
     def _take(self, size: int) -> Memory | None:
         with self._lock:
+            self._collect()
             for index, memory in enumerate(reversed(self._kept), 1):  # the last: it is in caches
                 if size <= memory.size <= 2 * size:
                     return self._kept.pop(-index)
@@ -200,23 +213,30 @@ class Spares:
             memory.close()
             return
         memory.kept_since = time.monotonic()
-        self._insert([memory])
-        self.trim()
+        self._new.append(memory)
 
-    def _insert(self, memories: list[Memory]) -> None:
-        with self._lock:
-            self._kept += memories
-            self._kept.sort(key=lambda memory: memory.kept_since)
+    def _collect(self) -> None:
+        while self._new:
+            self._kept.append(self._new.popleft())
+        self._kept.sort(key=lambda memory: memory.kept_since)
 
-    def trim(self, size: int | None = None) -> None:
-        """Remove what has been kept for too long, and the oldest until the rest has this size."""
-        if size is None:
-            size = SPARE_AT_MOST
+    def trim(self) -> None:
+        """Remove what has been kept for too long, and the oldest of what is too much."""
+        self._remove(SPARE_AT_MOST, SPARES_AT_MOST)
+
+    def clear(self) -> None:
+        """Remove all."""
+        self._remove(0, 0)
+
+    def _remove(self, size: int, count: int) -> None:
         removed: list[Memory] = []
         with self._lock:
+            self._collect()
             until = time.monotonic() - SPARE_AT_MOST_S
             total = sum(memory.size for memory in self._kept)
-            while self._kept and (self._kept[0].kept_since < until or total > size):
+            while self._kept and (
+                self._kept[0].kept_since < until or total > size or len(self._kept) > count
+            ):
                 memory = self._kept.pop(0)
                 total -= memory.size
                 removed.append(memory)

@@ -90,7 +90,7 @@ class Segments:
         for memory in self._written.values():
             memory.close()
         self._written.clear()
-        self._spares.trim(0)
+        self._spares.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._lock is not None:
             os.close(self._lock)
@@ -105,7 +105,7 @@ class Segments:
         memory = self._spares.write(path, payload)
         if memory is None:
             if not self._has_room(payload.size):
-                self._spares.trim(0)
+                self._spares.clear()
             memory = self._make(path, payload)
         if memory is None:
             return False

@@ -400,7 +400,7 @@ class _Client:
         except asyncio.CancelledError as error:
             if is_cancelled():
                 raise  # the client does not wait
-            self._fail(number, error)  # whatever pickles the result has raised it
+            self._fail(number, error)  # the node, or what pickles its result, has raised it
         except Exception as error:
             self._replica.contain(error, method)
             self._fail(number, error)

@@ -249,6 +249,8 @@ class GraphEndpoint:
             raise DeadlineExceededError(
                 f"{self.__name__}: no result within the {timeout_s:g} s of the request"
             ) from error
+        finally:
+            del scope  # it has the task, whose exception has this frame
 
 
 class GraphRoute(APIRoute):

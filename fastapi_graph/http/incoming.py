@@ -96,7 +96,7 @@ class IncomingRequest:
         async def say(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", ()))
-                there = dict(headers)
+                there = {name for name, _ in headers}
                 headers += [header for header in self.headers() if header[0] not in there]
                 message["headers"] = headers
             await outside(send(message))

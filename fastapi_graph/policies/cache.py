@@ -18,7 +18,7 @@ from fastapi_graph.dataplane import codec
 from fastapi_graph.errors import DeadlineExceededError, SerializationError
 from fastapi_graph.graph.options import Cache
 from fastapi_graph.policies.layer import Layer
-from fastapi_graph.raised import twin
+from fastapi_graph.raised import contain, twin
 from fastapi_graph.request import (
     Scope,
     current_deadline,
@@ -126,14 +126,16 @@ class ResultCache:
             if flight is None or flight.task.get_loop() is not loop:
                 self._counts["cache_misses"] += 1
                 return await self._wait_for(self._begin(key, function, method, args, kwargs))
-            self._counts["cache_hits"] += 1
             flight.join()
             try:
-                return await self._wait_for(flight)
+                value = await self._wait_for(flight)
             except DeadlineExceededError:
                 left = seconds_left()
                 if not flight.is_late or (left is not None and left <= 0):
                     raise
+            else:
+                self._counts["cache_hits"] += 1
+                return value
 
     def _key(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
         request = current_request()
@@ -141,7 +143,8 @@ class ResultCache:
         if self._settings.key is not None:
             try:
                 key = self._settings.key(*args, **kwargs)
-            except Exception as error:
+            except BaseException as error:
+                contain(error, f"the cache key of {self._label}")
                 add_note(error, f"in the cache key of {self._label}")
                 raise
             try:

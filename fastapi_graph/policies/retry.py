@@ -113,3 +113,5 @@ class Timeout(Layer):
             if not scope.expired():
                 raise
             raise DeadlineExceededError(f"{self._label}: no result within {limit}") from error
+        finally:
+            del scope  # it has the task, whose exception has this frame

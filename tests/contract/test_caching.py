@@ -328,7 +328,7 @@ async def test_the_deadline_of_the_first_is_not_that_of_others(
             await asyncio.sleep(0 if left is None else 0.5)
             return await self.below.remote()
 
-    async with serve(Above.bind(Below.bind(), journal)) as graph:
+    async with serve(Above.bind(Below.options(timeout_s=60).bind(), journal)) as graph:
         await graph.handle_of("Below").remote()
         with within(asyncio.get_running_loop().time() + 0.4):
             first = graph.handle.remote()

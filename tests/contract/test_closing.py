@@ -147,9 +147,12 @@ async def test_a_close_that_raises_is_logged_and_the_others_are_closed(
 async def test_a_thread_that_was_left_in_a_function_ends_before_the_graph(
     streams: bool, journal: Journal, in_process: GraphSettings
 ) -> None:
+    seen = threading.Event()
+
     def work(journal: Journal) -> None:
         journal.add("begins")
-        time.sleep(0.3)
+        seen.wait(20)
+        time.sleep(0.1)
         journal.add("ends")
 
     def items(journal: Journal) -> Iterator[int]:
@@ -163,9 +166,9 @@ async def test_a_thread_that_was_left_in_a_function_ends_before_the_graph(
             assert await anext(call) == 1
         await journal.wait_for("begins")
         call.cancel()
-        async with asyncio.timeout(1):
-            while not graph.status()[0].counts.get("abandoned"):  # noqa: ASYNC110 - a counter
-                await asyncio.sleep(0.001)
+        while not graph.status()[0].counts.get("abandoned"):  # noqa: ASYNC110 - a counter
+            await asyncio.sleep(0.001)
+        seen.set()
     assert journal.read() == ["begins", "ends"]
 
 

@@ -98,6 +98,7 @@ with InputNode() as value:
         "chain": FAILING.later.bind(passes.bind(value)),
         "branches": joins.bind(passes.bind(value), FAILING.later.bind(value)),
         "nested": Calls.bind(FAILING).__call__.bind(value),
+        "with a timeout": Failing.options(timeout_s=60).bind().later.bind(value),
     }
 
 

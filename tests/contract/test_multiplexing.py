@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from typing import Any
@@ -18,6 +19,7 @@ from fastapi_graph import (
     GraphSettings,
     InputError,
     InputNode,
+    NodeError,
     OptionError,
     batch,
     deployment,
@@ -121,6 +123,7 @@ async def test_no_more_are_kept_than_may_be_however_many_are_asked_for_at_once(
         names = [f"gated {number}" for number in range(6)]
         calls = [graph.handle.named.remote(name) for name in names]
         await journal.wait_for("load gated 1")
+        await asyncio.sleep(0.1)
         assert sum(line.startswith("load") for line in journal.read()) == 2, "at the same time"
         await graph.handle_of(gate).open.remote()
         assert await asyncio.gather(*calls) == names
@@ -157,11 +160,26 @@ async def test_a_load_may_load_another_model(journal: Journal, serve: Serve) -> 
 
     async with serve(deployment(Adapters).bind(journal)) as graph:
         async with asyncio.timeout(PATIENCE_S):
-            calls = [graph.handle.named.remote(name) for name in "abcd"]
-            assert await asyncio.gather(*calls) == [*"abcd"]
-        found = [line.partition(" ")[0] for line in journal.read()]
+            names = ["a", "b", "base", "c", "d"]
+            calls = [graph.handle.named.remote(name) for name in names]
+            assert await asyncio.gather(*calls) == names
     found = [line.partition(" ")[0] for line in journal.read()]
     assert found.count("load") == found.count("unload")
+
+
+async def test_a_model_is_there_as_long_as_a_load_needs_it(journal: Journal, serve: Serve) -> None:
+    class Adapters(Host):
+        @multiplexed(max_num_models_per_replica=1)
+        async def get_model(self, model_id: str) -> Model:
+            self.journal.add(f"load {model_id}")
+            if model_id != "base":
+                await self.get_model("base")
+                await asyncio.sleep(0.05)
+                assert self.journal.count("unload base") == 0
+            return Model(self.journal, model_id)
+
+    async with serve(deployment(Adapters).bind(journal)) as graph:
+        assert await graph.handle.named.remote("a") == "a"
 
 
 async def test_a_model_that_a_thread_loads_as_the_graph_stops_is_unloaded(
@@ -191,21 +209,70 @@ async def test_a_model_that_does_not_end_does_not_keep_the_graph_from_stopping(
 ) -> None:
     class Endless(Model):
         async def aclose(self) -> None:
-            self.journal.add("ending")
             await asyncio.Event().wait()
+
+    class Slow(Model):
+        async def aclose(self) -> None:
+            await asyncio.sleep(0.01)
+            await super().aclose()
 
     class Hosts(Host):
         @multiplexed
         async def get_model(self, model_id: str) -> Model:
-            return (Endless if model_id == "a" else Model)(self.journal, model_id)
+            return (Endless if model_id == "a" else Slow)(self.journal, model_id)
 
-    hosts = deployment(Hosts).options(graceful_shutdown_timeout_s=0.1)
+    hosts = deployment(Hosts).options(graceful_shutdown_timeout_s=1)
     async with asyncio.timeout(PATIENCE_S):
         async with serve(hosts.bind(journal)) as graph:
             for model_id in "ab":
                 await graph.handle.named.remote(model_id)
-    assert "not ended within 0.1 s: unload a" in caplog.text
-    await journal.wait_for("unload b")
+    assert "not ended within 1 s: unload a" in caplog.text
+    assert journal.read() == ["unload b"]
+
+
+async def test_a_load_that_minds_no_cancellation_is_unloaded(
+    journal: Journal, in_process: GraphSettings, serve: Serve
+) -> None:
+    class Stubborn(Host):
+        @multiplexed
+        async def get_model(self, model_id: str) -> Model:
+            self.journal.add("load")
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(PATIENCE_S)
+            return Model(self.journal, model_id)
+
+    async with serve(deployment(Stubborn).bind(journal)) as graph:
+        call = graph.handle.named.remote("a")
+        await journal.wait_for("load")
+        call.cancel()
+    await journal.wait_for("unload a")
+
+
+class Panic(BaseException):
+    """What an extension module may raise."""
+
+
+async def test_what_is_no_exception_fails_a_load_or_an_end_only(
+    journal: Journal, serve: Serve
+) -> None:
+    class Ending(Model):
+        async def aclose(self) -> None:
+            await super().aclose()
+            raise Panic
+
+    class Hosts(Host):
+        @multiplexed(max_num_models_per_replica=1)
+        async def get_model(self, model_id: str) -> Model:
+            if model_id == "broken":
+                raise SystemExit
+            return Ending(self.journal, model_id)
+
+    async with serve(deployment(Hosts).bind(journal)) as graph:
+        with pytest.raises(NodeError, match="SystemExit"):
+            await graph.handle.named.remote("broken")
+        for model_id in "ab":
+            assert await graph.handle.named.remote(model_id) == model_id
+    assert journal.read() == ["unload a", "unload b"]
 
 
 async def test_a_failed_load_is_not_kept(journal: Journal, serve: Serve) -> None:
@@ -319,6 +386,9 @@ async def test_an_id_that_cannot_be(model_id: Any, journal: Journal, serve: Serv
     async with serve(deployment(Host).bind(journal)) as graph:
         with pytest.raises(OptionError, match="must be a string of printable characters"):
             graph.handle.options(multiplexed_model_id=model_id)
+        if model_id == "a\nb":
+            with pytest.raises(InputError, match="is no id of a model"):
+                await graph.handle.named.remote(model_id)
 
 
 def test_what_cannot_be() -> None:

@@ -7,13 +7,12 @@ import errno
 import fcntl
 import mmap
 import os
-import random
 import signal
 import subprocess
 import sys
-import threading
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -178,13 +177,26 @@ def test_what_is_not_used_again_goes_after_a_while(
     assert files_of(own) == ["lock"]
 
 
-def test_only_so_much_is_kept(own: Segments, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "SPARE_AT_MOST", 5 * SIZE * 4)
+@pytest.mark.parametrize(
+    "limit, most, left", [("SPARE_AT_MOST", 5 * SIZE * 4, 4), ("SPARES_AT_MOST", 3, 3)]
+)
+def test_only_so_much_is_kept(
+    limit: str, most: int, left: int, own: Segments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, limit, most)
     for number in range(8):
         write(own, number)
     for number in range(8):
         own.remove(str(number))
-    assert files_of(own) == ["lock", *(f"spare-{number}" for number in (5, 6, 7, 8))]
+    own.trim()
+    assert files_of(own) == ["lock", *(f"spare-{number}" for number in range(9 - left, 9))]
+
+
+def test_a_value_costs_no_descriptor(own: Segments) -> None:
+    before = len([*Path("/proc/self/fd").iterdir()])
+    for number in range(8):
+        write(own, number)
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
 
 
 def test_it_is_given_up_where_there_is_no_room(own: Segments) -> None:
@@ -211,42 +223,42 @@ def test_what_cannot_be_written_again_is_written_anew(
     np.testing.assert_array_equal(read(replica_id, "2"), np.full(SIZE, 2))
 
 
-def test_readers_and_writers_at_the_same_time(own: Segments, replica_id: str) -> None:
+READER = """
+import sys
+from fastapi_graph.dataplane import codec
+from fastapi_graph.dataplane.segments import Segments
+segments, held, found = Segments(sys.argv[1]), [], 0
+print("ready", flush=True)
+for line in sys.stdin:  # the newest number
+    newest = int(line)
+    for number in range(max(1, newest - 2), newest + 1):
+        if (payload := segments.read(str(number))) is not None:
+            held.append((number, codec.decode(payload, "a value")))
+            found += 1
+    for number, array in held:
+        assert array.min() == array.max() == number, (number, array.min(), array.max())
+    del held[: -1 - newest % 3]
+print(found)
+"""
+
+
+def test_readers_in_other_processes(own: Segments, replica_id: str) -> None:
     """Whatever a reader finds under a name is the value of that name, as long as it looks."""
-    numbers = range(1, 400)
-    newest = 0
-    wrong: list[object] = []
-    found_some = threading.Event()
-    ended = threading.Event()
-
-    def look(seed: int) -> None:
-        chance = random.Random(seed)
-        held: list[tuple[int, Any]] = []
-        while not ended.is_set():
-            number = max(1, newest - chance.randrange(3))
-            if (found := read(replica_id, str(number))) is not None:
-                held.append((number, found))
-                found_some.set()
-            for expected, array in held:
-                if array.min() != expected or array.max() != expected:
-                    wrong.append((expected, array.min(), array.max()))
-            while len(held) > chance.randrange(3):
-                held.pop(0)
-
-    readers = [threading.Thread(target=look, args=(seed,)) for seed in range(3)]
-    for reader in readers:
-        reader.start()
+    command = [sys.executable, "-c", READER, replica_id]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    numbers = range(1, 300)
     files = set()
-    try:
-        for number in numbers:
-            files.add(write(own, number, 1 << 14))
-            newest = number
-            with contextlib.suppress(FileNotFoundError):
-                own.remove(str(number - 2))
-        assert found_some.wait(30)
-    finally:
-        ended.set()
+    with contextlib.ExitStack() as stack:
+        readers = [stack.enter_context(subprocess.Popen(command, **pipes)) for _ in range(2)]
         for reader in readers:
-            reader.join()
-    assert not wrong
+            assert reader.stdout.readline() == "ready\n"
+        for number in numbers:
+            files.add(write(own, number))
+            for reader in readers:
+                reader.stdin.write(f"{number}\n")
+                reader.stdin.flush()
+            own.remove(str(number - 2))
+        found = [reader.communicate()[0] for reader in readers]
+    assert [reader.returncode for reader in readers] == [0, 0]
+    assert all(int(count) > 0 for count in found)
     assert len(files) < len(numbers) / 2

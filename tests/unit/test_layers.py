@@ -25,6 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"dataplane"}),
     frozenset({"handle", "replica", "logs"}),
     frozenset({"batching", "multiplexing"}),
+    frozenset({"models"}),
     frozenset({"threads"}),
     frozenset({"request"}),
     frozenset({"loops", "streams"}),

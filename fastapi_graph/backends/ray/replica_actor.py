@@ -43,7 +43,7 @@ __all__ = ["ReplicaActor"]
 logger = logging.getLogger("fastapi_graph")
 
 CLOSE_TIMEOUT_S = 3.0
-"""Seconds that the user's `close()` has."""
+"""Seconds that the user's `close()` has at least."""
 
 
 class ReplicaActor:
@@ -127,7 +127,8 @@ class ReplicaActor:
             if pending := self._known.pending:  # calls that nobody waits for
                 await asyncio.wait(pending, timeout=max(0.0, deadline - self._loop.time()))
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                left = deadline - self._loop.time()
+                async with asyncio.timeout(max(CLOSE_TIMEOUT_S, left)):
                     await self._replica.close()
             await self._server.close()
         if self._tunnels is not None:
@@ -268,8 +269,8 @@ class ReplicaActor:
     async def _sweep(self, segments: Segments) -> None:
         while True:
             await asyncio.to_thread(segments.sweep)
-            for _ in range(math.ceil(LEFT_AT_MOST_S / SPARE_AT_MOST_S)):
-                await asyncio.sleep(SPARE_AT_MOST_S)
+            for _ in range(math.ceil(2 * LEFT_AT_MOST_S / SPARE_AT_MOST_S)):
+                await asyncio.sleep(SPARE_AT_MOST_S / 2)
                 await asyncio.to_thread(segments.trim)
 
     async def _leave_if_orphaned(self) -> None:
