@@ -159,9 +159,8 @@ def _copy(parts: Sequence[Part], mapping: mmap.mmap) -> None:
             view = memoryview(part)
             for start in range(0, len(view), _CHUNK):
                 chunk = view[start : start + _CHUNK]
-                memory[to : to + len(chunk)] = chunk
+                memory[to : to + len(chunk)] = chunk  # between two of them, other threads may run
                 to += len(chunk)
-                time.sleep(0)  # other threads, of which one may be the event loop's, go on
 
 
 class Spares:

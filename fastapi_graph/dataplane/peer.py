@@ -28,7 +28,7 @@ logger = logging.getLogger("fastapi_graph")
 
 FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 1.0
-CANCEL_TIMEOUT_S = 1.0  # for which a caller waits until a call that it cancelled has ended
+CANCEL_TIMEOUT_S = 0.25  # for which a caller waits until a call that it cancelled has ended
 TICK_S = 1.0
 IDLE_TICKS = 5
 LATE = 2  # pings without an answer, after which a replica counts as not responsive

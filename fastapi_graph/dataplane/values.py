@@ -54,6 +54,8 @@ class Exchange(Protocol):
     def put(self, number: int, value: Any, payload: Payload) -> Awaitable[Any]:
         """Return what stands for a copy of a value in this process; dropping it frees it.
 
+        The buffers of the payload have been copied when this suspends for the first time.
+
         Args:
             number: Under which it is going to be kept.
             value: The value.

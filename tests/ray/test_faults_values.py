@@ -8,6 +8,7 @@ import asyncio
 import os
 import random
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,40 @@ async def test_what_kept_a_value_that_must_not_be_made_twice_is_killed(
             with pytest.raises(ReplicaLostError, match="the replica that kept its result was lost"):
                 await call
         assert sum(line.startswith("made") for line in journal.read()) == 1
+
+
+@deployment
+class Prepared:
+    """Writes every result into the same memory, as models with prepared outputs do."""
+
+    def __init__(self) -> None:
+        self.out = np.empty(SIZE * 4, "int32")
+
+    async def __call__(self, number: int) -> Any:
+        self.out[:] = number
+        return self.out
+
+    async def hang(self) -> None:
+        time.sleep(2)  # noqa: ASYNC251 - as a model that computes does
+
+
+@WAYS
+async def test_a_node_may_use_its_output_again(shared_memory: bool) -> None:
+    async with serve(Prepared.bind(), shared_memory=shared_memory) as graph:
+
+        async def call(number: int) -> None:
+            found = await graph.handle.remote(number)
+            assert found.min() == found.max() == number
+
+        await asyncio.gather(*map(call, range(40)))
+
+
+async def test_a_replica_that_does_not_hear_of_it_does_not_delay_a_timeout() -> None:
+    async with serve(Prepared.bind()) as graph:
+        hang = graph.handle.options(timeout_s=0.1, fallback="instead").hang
+        began = time.monotonic()
+        assert await hang.remote() == "instead"
+        assert time.monotonic() - began < 1
 
 
 def stored() -> int:

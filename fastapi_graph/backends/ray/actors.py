@@ -70,13 +70,24 @@ class Actors:
 
     async def put(self, number: int, value: Any, payload: Payload) -> Any:
         """Return what stands for a copy of a value, in shared memory or in the object store."""
+        if not payload.buffers:
+            return await asyncio.to_thread(self._put, number, value, payload)
+        # At once: the buffers are memory of the node, which its next call may use again.
+        if (segment := self._write(number, payload)) is not None:
+            return segment
+        buffers = tuple(memoryview(bytearray(buffer)) for buffer in payload.buffers)
+        value = codec.decode(Payload(payload.body, buffers), "a large value")
         # In a thread: where the store is full, it waits until there is room.
-        return await asyncio.to_thread(self._put, number, value, payload)
+        return await asyncio.to_thread(ray.put, value)
 
     def _put(self, number: int, value: Any, payload: Payload) -> Any:
+        segment = self._write(number, payload)
+        return ray.put(value) if segment is None else segment
+
+    def _write(self, number: int, payload: Payload) -> _Segment | None:
         if self._segments is not None and self._segments.write(str(number), payload):
             return _Segment(self._segments, str(number))
-        return ray.put(value)
+        return None
 
     async def reference(self, stored: Any) -> Any:
         """Return a reference to what `put()` has returned."""
