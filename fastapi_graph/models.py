@@ -18,7 +18,7 @@ from anyio import CapacityLimiter
 from fastapi_graph.context import Call, current_call, eager_task
 from fastapi_graph.errors import InputError
 from fastapi_graph.graph.nodes import location
-from fastapi_graph.raised import contain, is_escape, twin
+from fastapi_graph.raised import contain, is_failure, twin
 from fastapi_graph.request import Scope, current_request, current_scope
 from fastapi_graph.threads import forget_finalizer, in_thread
 
@@ -301,7 +301,7 @@ class ModelCache:
                         forget_finalizer(value)
                     break
         except BaseException as error:
-            if not isinstance(error, Exception) and not is_escape(error):
+            if not is_failure(error):
                 raise
             logger.exception("%s: unloading %s failed", self._label, model_id)
         else:

@@ -14,7 +14,7 @@ from typing import Any
 
 from fastapi_graph.errors import NodeError
 
-__all__ = ["contain", "is_cancelled", "is_escape", "reduce_exception", "twin"]
+__all__ = ["contain", "is_cancelled", "is_failure", "reduce_exception", "twin"]
 
 
 def is_cancelled() -> bool:
@@ -27,22 +27,21 @@ def is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def is_escape(error: BaseException) -> bool:
-    """Say whether user code lets an exception out that nobody above it would handle as one.
-
-    A panic of an extension module, for example, or `sys.exit()`.
-    """
-    passes = Exception | asyncio.CancelledError | KeyboardInterrupt | GeneratorExit
+def is_failure(error: BaseException) -> bool:
+    """Say whether what user code raises is a failure of its own, and nothing else ends it."""
+    passes = asyncio.CancelledError | KeyboardInterrupt | GeneratorExit
     return not isinstance(error, passes)
 
 
 def contain(error: BaseException, what: str) -> None:
-    """Raise another exception in place of one that nobody would handle; let others pass.
+    """Raise another exception in place of a failure that nobody would handle; let others pass.
+
+    A panic of an extension module, for example, or `sys.exit()`.
 
     Raises:
         NodeError: It is such a one, raised in `what`.
     """
-    if is_escape(error):
+    if is_failure(error) and not isinstance(error, Exception):
         raise NodeError(f"{error!r} was raised in {what}") from error
 
 

@@ -32,7 +32,7 @@ from fastapi_graph.graph.options import DeploymentOptions
 from fastapi_graph.graph.signatures import Kind, kind_of
 from fastapi_graph.models import ModelCache
 from fastapi_graph.multiplexing import models_of
-from fastapi_graph.raised import contain, is_escape
+from fastapi_graph.raised import contain, is_failure
 from fastapi_graph.request import current_attempt
 from fastapi_graph.threads import forget_finalizer, in_thread, pump
 
@@ -199,7 +199,7 @@ class Replica:
                     await self._run(finalizer)
                     forget_finalizer(hosted)
         except BaseException as error:
-            if not isinstance(error, Exception) and not is_escape(error):
+            if not is_failure(error):
                 raise
             logger.exception("%s: close failed (bound at %s)", self.name, self.where)
         models, self.models = self.models, None

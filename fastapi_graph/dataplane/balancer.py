@@ -18,7 +18,8 @@ from fastapi_graph.dataplane.frames import Load
 from fastapi_graph.dataplane.peer import Peer
 from fastapi_graph.errors import BackPressureError, NoReplicaError
 from fastapi_graph.graph.plan import Interface
-from fastapi_graph.request import Attempt, current_request
+from fastapi_graph.models import get_multiplexed_model_id
+from fastapi_graph.request import Attempt
 
 __all__ = ["Balancer"]
 
@@ -181,8 +182,7 @@ class Balancer:
         One that holds the model comes first, then one with few models. None if the request asks
         for no model, or no replica has a slot.
         """
-        request = current_request()
-        model_id = request.multiplexed_model_id if request is not None else ""
+        model_id = get_multiplexed_model_id()
         free = [peer for peer in self._usable if peer.ongoing < self._limit]
         if not model_id or self._queue or not free:
             return None

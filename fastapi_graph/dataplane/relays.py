@@ -29,6 +29,7 @@ from fastapi_graph.dataplane.frames import (
 from fastapi_graph.dataplane.window import WINDOW, Room, Taken, cost
 from fastapi_graph.errors import LocalProtocolError, NodeError
 from fastapi_graph.graph.containers import rebuild
+from fastapi_graph.raised import is_cancelled
 from fastapi_graph.streams import ItemStream, streams_in
 
 __all__ = ["Incoming", "Relays", "StreamRef", "attach", "detach", "stream_number"]
@@ -154,7 +155,7 @@ class Relay:
                 await self._room.use(cost(*parts))
             self._tell(Kind.RESULT, 0, self._number)
         except asyncio.CancelledError as error:
-            if (task := asyncio.current_task()) is not None and task.cancelling():
+            if is_cancelled():
                 raise
             self._fail(error)  # somebody has ended the stream
         except Exception as error:

@@ -102,10 +102,9 @@ class Segments:
         Its name is never that of another one.
         """
         path = self.folder / name
-        memory = self._spares.write(path, payload)
+        memory = self._spares.write(path, payload) or self._make(path, payload)
         if memory is None:
-            if not self._has_room(payload.size):
-                self._spares.clear()
+            self._spares.clear()  # which may have taken the room
             memory = self._make(path, payload)
         if memory is None:
             return False

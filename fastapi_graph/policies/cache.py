@@ -17,6 +17,7 @@ from fastapi_graph.context import add_note, current_call, eager_task
 from fastapi_graph.dataplane import codec
 from fastapi_graph.errors import DeadlineExceededError, SerializationError
 from fastapi_graph.graph.options import Cache
+from fastapi_graph.models import get_multiplexed_model_id
 from fastapi_graph.policies.layer import Layer
 from fastapi_graph.raised import contain, twin
 from fastapi_graph.request import (
@@ -138,8 +139,7 @@ class ResultCache:
                 return value
 
     def _key(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
-        request = current_request()
-        model_id = "" if request is None else request.multiplexed_model_id
+        model_id = get_multiplexed_model_id()
         if self._settings.key is not None:
             try:
                 key = self._settings.key(*args, **kwargs)

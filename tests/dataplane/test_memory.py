@@ -10,8 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +20,6 @@ from fastapi_graph.dataplane import codec, memory
 from fastapi_graph.dataplane.segments import Segments
 
 SIZE = 1 << 18
-
-
-@pytest.fixture
-def replica_id() -> str:
-    return f"replica-{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def own(replica_id: str) -> Iterator[Segments]:
-    own = Segments(replica_id)
-    assert own.open()
-    yield own
-    own.close()
-    assert not own.folder.exists()
 
 
 def payload_of(number: int, size: int = SIZE) -> codec.Payload:

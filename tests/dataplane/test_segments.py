@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +16,6 @@ import pytest
 
 from fastapi_graph.dataplane import codec, segments
 from fastapi_graph.dataplane.segments import PASSING_AT_MOST_S, Segments
-
-
-@pytest.fixture
-def replica_id() -> str:
-    return f"replica-{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def own(replica_id: str) -> Iterator[Segments]:
-    own = Segments(replica_id)
-    assert own.open()
-    yield own
-    own.close()
-    assert not own.folder.exists()
 
 
 def payload_of(value: object) -> codec.Payload:
